@@ -1,0 +1,11 @@
+//! Object vocabulary of the Kubernetes API: Status errors, field errors, schema, quantities, selectors, names,
+//! and the wire encodings of objects.
+//!
+//! Pure data and functions: no I/O, no tokio, no clock. Everything that both sides of an API call must agree on
+//! lives here; everything that needs a store or a process lives above.
+
+pub mod field;
+pub mod status;
+
+pub use k8s_openapi;
+pub use status::{Status, StatusReason};

@@ -1,0 +1,1 @@
+//! The command line: arguments, cloud life cycle, image commands, built-in client.

@@ -1,0 +1,1 @@
+//! Kubernetes controllers: one driver, one file each.

@@ -1,0 +1,1 @@
+//! Cluster DNS server: authoritative for the cluster zone, forwarding for the rest.

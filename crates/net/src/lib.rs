@@ -1,0 +1,1 @@
+//! Linux networking: bridge, veth, addresses, nftables, in process.

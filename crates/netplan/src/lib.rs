@@ -1,0 +1,1 @@
+//! Services and endpoints to an nftables ruleset and DNS records, as data; no I/O.

@@ -1,0 +1,1 @@
+//! Node agent: pod runner, supervisor, volumes, probes, logs, services.

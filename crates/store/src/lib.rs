@@ -1,0 +1,1 @@
+//! Durable revisioned objects with group commit and watch.

@@ -1,0 +1,2 @@
+//! Repository tasks: setup, test, demo, bench, lint.
+fn main() {}
