@@ -60,7 +60,11 @@ impl FieldError {
     /// The value is not one of `supported`.
     pub fn not_supported(field: impl Into<String>, value: impl Into<Value>, supported: &[&str]) -> Self {
         let supported = supported.iter().map(|s| (*s).to_owned()).collect();
-        Self { field: field.into(), problem: Problem::NotSupported(value.into(), supported), detail: String::new() }
+        Self {
+            field: field.into(),
+            problem: Problem::NotSupported(value.into(), supported),
+            detail: String::new(),
+        }
     }
 
     /// The machine-readable reason of a `StatusCause`.

@@ -5,7 +5,14 @@
 //! lives here; everything that needs a store or a process lives above.
 
 pub mod field;
+pub mod intstr;
+pub mod meta;
+pub mod names;
+pub mod quantity;
+pub mod selector;
 pub mod status;
 
 pub use k8s_openapi;
+pub use quantity::Quantity;
+pub use selector::{FieldSelector, Selector};
 pub use status::{Status, StatusReason};

@@ -109,7 +109,8 @@ impl Status {
     }
 
     fn about(reason: StatusReason, group: &str, plural: &str, name: &str, message: String) -> Self {
-        let details = Details { name: name.into(), group: group.into(), kind: plural.into(), ..Details::default() };
+        let details =
+            Details { name: name.into(), group: group.into(), kind: plural.into(), ..Details::default() };
         Self { details: Some(Box::new(details)), ..Self::new(reason, message) }
     }
 
@@ -127,7 +128,8 @@ impl Status {
 
     /// 409: somebody else changed the object.
     pub fn conflict(group: &str, plural: &str, name: &str, why: &str) -> Self {
-        let message = format!("Operation cannot be fulfilled on {} \"{name}\": {why}", qualified(group, plural));
+        let message =
+            format!("Operation cannot be fulfilled on {} \"{name}\": {why}", qualified(group, plural));
         Self::about(StatusReason::Conflict, group, plural, name, message)
     }
 
