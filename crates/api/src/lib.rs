@@ -6,9 +6,11 @@
 
 pub mod field;
 pub mod intstr;
+pub mod json;
 pub mod meta;
 pub mod names;
 pub mod quantity;
+pub mod schema;
 pub mod selector;
 pub mod status;
 

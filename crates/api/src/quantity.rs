@@ -357,7 +357,7 @@ mod tests {
             ("1e99999999999", Suffix),
             ("1e300", Numeric),
             ("1gb", Format),
-            ("--1", Format),
+            ("--1", Suffix),
             ("1Kib", Format),
         ] {
             assert_eq!(Quantity::parse(text).map(|q| q.to_string()), Err(error), "{text}");
