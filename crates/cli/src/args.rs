@@ -1,0 +1,235 @@
+//! The grammar of the command line.
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// A mini cloud in one program: pods, Services and Deployments on this machine, for kubectl.
+#[derive(Debug, Parser)]
+#[command(name = "cumulet", version, propagate_version = true)]
+pub struct Args {
+    /// Where the cloud keeps everything; several clouds live side by side in different directories.
+    #[arg(long, env = "CUMULET_STATE_DIR", default_value = "/var/lib/cumulet", global = true, value_name = "DIR")]
+    pub state_dir: PathBuf,
+    /// Say more on stderr.
+    #[arg(long, short, global = true)]
+    pub verbose: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the cloud.
+    Up(Up),
+    /// Stop every pod and remove everything from the machine; objects and images stay on disk.
+    Down(Down),
+    /// Say whether the cloud runs, and how it is.
+    Status(Output),
+    /// Say what this machine can and cannot do, and the command that fixes it.
+    Doctor(Output),
+    /// Build, load, save and list images.
+    #[command(subcommand)]
+    Image(Image),
+    /// Commands of the built-in client.
+    #[command(flatten)]
+    Client(Client),
+}
+
+/// Options of `up`.
+#[derive(Clone, Debug, ClapArgs)]
+pub struct Up {
+    /// Return when the cloud is ready, and leave it running.
+    #[arg(long)]
+    pub detach: bool,
+    /// Where the API listens; port 0 takes a free one.
+    #[arg(long, env = "CUMULET_API_LISTEN", default_value = "127.0.0.1:6443", value_name = "ADDRESS:PORT")]
+    pub api_listen: SocketAddr,
+    /// Addresses of pods. A free network is taken when this one is in use by another cloud and the flag is absent.
+    #[arg(long, value_name = "CIDR")]
+    pub pod_cidr: Option<String>,
+    /// Addresses of Services.
+    #[arg(long, value_name = "CIDR")]
+    pub service_cidr: Option<String>,
+    /// Name of the node; the host name when absent.
+    #[arg(long, value_name = "NAME")]
+    pub node_name: Option<String>,
+}
+
+/// Options of `down`.
+#[derive(Clone, Debug, ClapArgs)]
+pub struct Down {
+    /// Remove the objects and images on disk too.
+    #[arg(long)]
+    pub purge: bool,
+    /// Give pods at most this many seconds to stop.
+    #[arg(long, default_value_t = 10, value_name = "SECONDS")]
+    pub timeout: u64,
+}
+
+/// Choice of output.
+#[derive(Clone, Debug, ClapArgs)]
+pub struct Output {
+    /// Form of the output.
+    #[arg(long = "output", short = 'o', default_value = "table", value_name = "FORMAT")]
+    pub format: Format,
+}
+
+/// Forms of output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+    /// For people and programs.
+    Yaml,
+    /// A table with more columns.
+    Wide,
+    /// Only `resource/name`, one a line.
+    Name,
+}
+
+/// Commands on images.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Image {
+    /// Build an image from a directory with a cumulet.yaml.
+    Build {
+        /// The directory.
+        dir: PathBuf,
+        /// Name the image so instead of as cumulet.yaml says.
+        #[arg(long, short, value_name = "REF")]
+        tag: Option<String>,
+    },
+    /// Import images from a docker-archive or OCI tar; `-` reads standard input.
+    Load {
+        /// The archive.
+        file: PathBuf,
+    },
+    /// Write an image to an OCI tar that docker and skopeo can load; `-` writes to standard output.
+    Save {
+        /// The image.
+        image: String,
+        /// The archive.
+        file: PathBuf,
+    },
+    /// List images.
+    Ls(Output),
+    /// Forget a name; blobs go with the next prune.
+    Rm {
+        /// The images.
+        #[arg(required = true)]
+        images: Vec<String>,
+    },
+    /// Remove what no name and no pod uses.
+    Prune,
+    /// Prove that every blob and layer is what its digest says.
+    Verify,
+}
+
+/// Which objects a client command works on.
+#[derive(Clone, Debug, ClapArgs)]
+pub struct Scope {
+    /// Namespace.
+    #[arg(long, short = 'n', default_value = "default")]
+    pub namespace: String,
+}
+
+/// Commands of the built-in client.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Client {
+    /// Create or change objects as files say.
+    Apply {
+        /// Files or directories with YAML or JSON; `-` reads standard input.
+        #[arg(long = "filename", short = 'f', required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+        #[command(flatten)]
+        #[expect(missing_docs, reason = "described by its type")]
+        scope: Scope,
+    },
+    /// Show objects.
+    Get {
+        /// `pods`, `deploy/web`, `services web db`, ...
+        #[arg(required = true)]
+        what: Vec<String>,
+        /// Of every namespace.
+        #[arg(long, short = 'A')]
+        all_namespaces: bool,
+        /// Only objects with these labels.
+        #[arg(long, short = 'l')]
+        selector: Option<String>,
+        #[command(flatten)]
+        #[expect(missing_docs, reason = "described by its type")]
+        output: Output,
+        #[command(flatten)]
+        #[expect(missing_docs, reason = "described by its type")]
+        scope: Scope,
+    },
+    /// Show the log of a container.
+    Logs {
+        /// The pod.
+        pod: String,
+        /// The container, when the pod has several.
+        #[arg(long, short = 'c')]
+        container: Option<String>,
+        /// Go on with new lines.
+        #[arg(long, short = 'f')]
+        follow: bool,
+        /// The instance before this one.
+        #[arg(long, short = 'p')]
+        previous: bool,
+        /// Only this many lines from the end.
+        #[arg(long)]
+        tail: Option<u64>,
+        #[command(flatten)]
+        #[expect(missing_docs, reason = "described by its type")]
+        scope: Scope,
+    },
+    /// Run a command in a container.
+    Exec {
+        /// The pod.
+        pod: String,
+        /// The container, when the pod has several.
+        #[arg(long, short = 'c')]
+        container: Option<String>,
+        /// Pass standard input on.
+        #[arg(long, short = 'i')]
+        stdin: bool,
+        /// Run on a terminal.
+        #[arg(long, short = 't')]
+        tty: bool,
+        /// Program and arguments.
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+        #[command(flatten)]
+        #[expect(missing_docs, reason = "described by its type")]
+        scope: Scope,
+    },
+    /// Set the number of replicas.
+    Scale {
+        /// `deployment/web`.
+        what: String,
+        /// How many.
+        #[arg(long)]
+        replicas: u32,
+        #[command(flatten)]
+        #[expect(missing_docs, reason = "described by its type")]
+        scope: Scope,
+    },
+    /// Delete objects.
+    Delete {
+        /// `pod/web-1`, `deployments web db`, ...
+        what: Vec<String>,
+        /// What these files name.
+        #[arg(long = "filename", short = 'f', value_name = "FILE")]
+        files: Vec<PathBuf>,
+        /// Seconds that pods get to stop.
+        #[arg(long)]
+        grace_period: Option<i64>,
+        #[command(flatten)]
+        #[expect(missing_docs, reason = "described by its type")]
+        scope: Scope,
+    },
+}

@@ -1,0 +1,1 @@
+//! `image`: build, load, save, list and remove images.

@@ -1,0 +1,151 @@
+//! Installs what building, running and testing need, and nothing that is there already.
+//!
+//! Debian packages come through the machine's own apt, with its signatures checked. Packages that are only unpacked
+//! (a current kubectl, busybox for the example images) are kept in the cache outside the checkout.
+
+use crate::shell::{self, cache_dir, command, exists, output, run_command};
+use anyhow::{Context, bail};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Packages that are installed on the machine: libseccomp and the C compiler to build, libnftables to run.
+const PACKAGES: &[&str] = &["gcc", "libc6-dev", "pkg-config", "libseccomp-dev", "libnftables1"];
+
+/// Oldest minor version of kubectl that works with server-side printing and OpenAPI v3 alone.
+const OLDEST_KUBECTL_MINOR: u32 = 27;
+
+/// The release whose kubectl is fetched when the machine has none, or only an old one.
+const KUBECTL_RELEASE: &str = "trixie";
+
+/// Installs everything. Quick when nothing is missing.
+pub(crate) fn run() -> anyhow::Result<()> {
+    fs::create_dir_all(cache_dir().join("bin"))?;
+    install_packages()?;
+    kubectl()?;
+    busybox()?;
+    Ok(())
+}
+
+fn install_packages() -> anyhow::Result<()> {
+    let missing: Vec<&str> = PACKAGES.iter().copied().filter(|name| !installed(name)).collect();
+    if missing.is_empty() { Ok(()) } else { install(&missing) }
+}
+
+/// Installs packages on the machine.
+pub(crate) fn install(packages: &[&str]) -> anyhow::Result<()> {
+    eprintln!("setup: installing {}", packages.join(" "));
+    let sudo: &[&str] = if is_root() { &[] } else { &["sudo"] };
+    let apt = |args: &[&str]| {
+        let words: Vec<&str> = sudo.iter().copied().chain(["apt-get", "-q", "-y"]).chain(args.iter().copied()).collect();
+        run_command(command(words[0]).args(&words[1..]).env("DEBIAN_FRONTEND", "noninteractive"))
+    };
+    let mut task = vec!["install", "--no-install-recommends"];
+    task.extend(packages);
+    // The package lists of a fresh machine are empty or old: update and try again when the first try fails.
+    if apt(&task).is_err() {
+        apt(&["update"])?;
+        apt(&task).context("install the packages above by hand, then run this again")?;
+    }
+    Ok(())
+}
+
+fn installed(package: &str) -> bool {
+    output("dpkg-query", &["-W", "-f", "${Status}", package]).is_ok_and(|s| s.contains("install ok installed"))
+}
+
+fn is_root() -> bool {
+    output("id", &["-u"]).is_ok_and(|id| id.trim() == "0")
+}
+
+/// Makes sure that there is a kubectl that is new enough, on the path or in the cache.
+fn kubectl() -> anyhow::Result<()> {
+    if exists("kubectl") {
+        let version = output("kubectl", &["version", "--client", "-o", "json"]).unwrap_or_default();
+        let minor = serde_json::from_str::<serde_json::Value>(&version)
+            .ok()
+            .and_then(|v| v["clientVersion"]["minor"].as_str()?.trim_end_matches('+').parse::<u32>().ok());
+        if minor.is_some_and(|minor| minor >= OLDEST_KUBECTL_MINOR) {
+            return Ok(());
+        }
+    }
+    eprintln!("setup: fetching kubectl from Debian {KUBECTL_RELEASE}");
+    let tree = fetch_package(KUBECTL_RELEASE, "kubectl")?;
+    let program = tree.join("usr/bin/kubectl");
+    link(&program, &cache_dir().join("bin/kubectl"))
+}
+
+/// A statically linked busybox: the shell and the tools inside the example images.
+fn busybox() -> anyhow::Result<()> {
+    if cache_dir().join("bin/busybox").is_file() {
+        return Ok(());
+    }
+    eprintln!("setup: fetching busybox-static");
+    let dir = cache_dir().join("packages/busybox-static");
+    fs::create_dir_all(&dir)?;
+    let download = || run_command(command("apt-get").args(["-q", "download", "busybox-static"]).current_dir(&dir));
+    if download().is_err() {
+        shell::run("apt-get", &["-q", "update"])?;
+        download()?;
+    }
+    unpack(&dir)?;
+    let program = ["bin/busybox", "usr/bin/busybox"].iter().map(|p| dir.join("tree").join(p)).find(|p| p.is_file());
+    link(&program.context("the package busybox-static has no busybox in it")?, &cache_dir().join("bin/busybox"))
+}
+
+/// Downloads one package of another Debian release and unpacks it in the cache, without installing it. The mirror
+/// and the signing keys are the machine's own.
+fn fetch_package(release: &str, package: &str) -> anyhow::Result<PathBuf> {
+    let dir = cache_dir().join("packages").join(format!("{package}-{release}"));
+    if dir.join("tree").is_dir() {
+        return Ok(dir.join("tree"));
+    }
+    let sites = output("apt-get", &["indextargets", "--format", "$(SITE) $(RELEASE)", "Created-By: Packages"])?;
+    let site = sites
+        .lines()
+        .find_map(|line| line.split_once(' ').filter(|(_, r)| r.starts_with("bookworm") || r.starts_with("trixie")))
+        .map(|(site, _)| site.to_owned())
+        .context("no Debian mirror in apt's sources: install kubectl by hand")?;
+    for sub in ["lists/partial", "cache/archives/partial"] {
+        fs::create_dir_all(dir.join(sub))?;
+    }
+    let keyring = "/usr/share/keyrings/debian-archive-keyring.gpg";
+    fs::write(dir.join("sources.list"), format!("deb [signed-by={keyring}] {site} {release} main\n"))?;
+    let options = [
+        format!("Dir::Etc::sourcelist={}", dir.join("sources.list").display()),
+        "Dir::Etc::sourceparts=/dev/null".to_owned(),
+        format!("Dir::State::lists={}", dir.join("lists").display()),
+        format!("Dir::Cache={}", dir.join("cache").display()),
+    ];
+    for task in [&["update"][..], &["download", package]] {
+        let mut apt = command("apt-get");
+        apt.current_dir(&dir).arg("-q");
+        options.iter().for_each(|o| {
+            apt.args(["-o", o]);
+        });
+        run_command(apt.args(task))?;
+    }
+    unpack(&dir)?;
+    Ok(dir.join("tree"))
+}
+
+/// Unpacks the one package file of a directory into its `tree`.
+fn unpack(dir: &Path) -> anyhow::Result<()> {
+    let package = fs::read_dir(dir)?
+        .filter_map(Result::ok)
+        .map(|e| e.path())
+        .find(|p| p.extension().is_some_and(|e| e == "deb"))
+        .with_context(|| format!("no package was downloaded to {}", dir.display()))?;
+    let aside = dir.join("tree.partial");
+    let _ = fs::remove_dir_all(&aside);
+    shell::run("dpkg-deb", &["-x", &package.to_string_lossy(), &aside.to_string_lossy()])?;
+    fs::rename(&aside, dir.join("tree"))?;
+    Ok(())
+}
+
+fn link(program: &Path, at: &Path) -> anyhow::Result<()> {
+    if !program.is_file() {
+        bail!("{} is missing after unpacking", program.display());
+    }
+    let _ = fs::remove_file(at);
+    std::os::unix::fs::symlink(program, at).with_context(|| format!("cannot link {}", at.display()))
+}
