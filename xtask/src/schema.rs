@@ -41,7 +41,6 @@ const SCALARS: &[(&str, &str)] = &[
     ("runtime.RawExtension", "RawExtension"),
     ("meta.v1.Time", "Time"),
     ("meta.v1.MicroTime", "MicroTime"),
-    ("meta.v1.Duration", "Duration"),
     ("meta.v1.FieldsV1", "FieldsV1"),
     // Named strings of packages that the table does not hold.
     ("types.UID", "string"),

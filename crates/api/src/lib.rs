@@ -9,6 +9,7 @@ pub mod intstr;
 pub mod json;
 pub mod meta;
 pub mod names;
+pub mod protobuf;
 pub mod quantity;
 pub mod schema;
 pub mod selector;

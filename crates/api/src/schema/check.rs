@@ -164,7 +164,6 @@ impl Checker {
             FieldType::IntOrString => return self.integer(&FieldType::Int32, "int32", value),
             FieldType::Time => return time(value, meta::time),
             FieldType::MicroTime => return time(value, meta::micro_time),
-            FieldType::Duration => value.is_string(),
             FieldType::RawJson | FieldType::FieldsV1 => true,
             FieldType::Object(id) => match value {
                 Value::Object(map) => return self.object(schema().get(*id), map),
@@ -275,7 +274,7 @@ fn zero(ty: &FieldType) -> Value {
         FieldType::Int32 | FieldType::Int64 | FieldType::Double | FieldType::IntOrString => Value::from(0),
         FieldType::Quantity => Value::from("0"),
         FieldType::Object(_) => Value::Object(Map::new()),
-        FieldType::String | FieldType::Duration => Value::from(""),
+        FieldType::String => Value::from(""),
         _ => Value::Null,
     }
 }

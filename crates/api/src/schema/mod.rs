@@ -10,6 +10,7 @@ mod check;
 pub mod docs;
 mod read;
 
+pub(crate) use check::is_zero;
 pub use check::{Mode, cannot_handle, check, strict_error};
 
 use std::collections::HashMap;
@@ -129,8 +130,6 @@ pub enum FieldType {
     Time,
     /// A moment in microseconds.
     MicroTime,
-    /// A Go duration such as `1m30s`.
-    Duration,
     /// Any JSON (`runtime.RawExtension`).
     RawJson,
     /// The field set of a managed-fields entry.
@@ -256,7 +255,7 @@ pub(crate) fn go_name(text: &str) -> String {
     match text {
         "double" => "float64".to_owned(),
         "bytes" => "[]uint8".to_owned(),
-        "Time" | "MicroTime" | "Duration" | "FieldsV1" => format!("v1.{text}"),
+        "Time" | "MicroTime" | "FieldsV1" => format!("v1.{text}"),
         "Quantity" => "resource.Quantity".to_owned(),
         "IntOrString" => "intstr.IntOrString".to_owned(),
         "RawExtension" => "runtime.RawExtension".to_owned(),

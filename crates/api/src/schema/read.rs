@@ -125,7 +125,6 @@ fn field_type(
         "IntOrString" => FieldType::IntOrString,
         "Time" => FieldType::Time,
         "MicroTime" => FieldType::MicroTime,
-        "Duration" => FieldType::Duration,
         "RawExtension" => FieldType::RawJson,
         "FieldsV1" => FieldType::FieldsV1,
         _ => match types.get(text) {
