@@ -46,7 +46,10 @@ fn show(state: &Path) -> anyhow::Result<()> {
     let asked = start.elapsed();
 
     step("one pod asks the Service by its name");
-    kubectl(state, &["exec", "deploy/hello", "--", "wget", "-q", "-O", "-", "http://hello.default.svc.cluster.local/"])?;
+    kubectl(
+        state,
+        &["exec", "deploy/hello", "--", "wget", "-q", "-O", "-", "http://hello.default.svc.cluster.local/"],
+    )?;
 
     step("kubectl scale deployment hello --replicas=10");
     let start = Instant::now();

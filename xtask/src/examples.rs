@@ -8,9 +8,10 @@ use std::process::Command;
 
 /// Applets of busybox that an example image offers: enough to look around in it.
 const APPLETS: &[&str] = &[
-    "sh", "ls", "cat", "echo", "env", "ps", "id", "sleep", "wget", "nslookup", "hostname", "ip", "mount", "ping",
-    "head", "tail", "grep", "sed", "awk", "dd", "df", "free", "kill", "mkdir", "rm", "cp", "mv", "touch", "vi", "tar",
-    "true", "false", "date", "nc", "stat", "seq", "wc", "tr", "test", "printf", "yes", "stty", "tty", "ln", "chmod",
+    "sh", "ls", "cat", "echo", "env", "ps", "id", "sleep", "wget", "nslookup", "hostname", "ip", "mount",
+    "ping", "head", "tail", "grep", "sed", "awk", "dd", "df", "free", "kill", "mkdir", "rm", "cp", "mv",
+    "touch", "vi", "tar", "true", "false", "date", "nc", "stat", "seq", "wc", "tr", "test", "printf", "yes",
+    "stty", "tty", "ln", "chmod",
 ];
 
 /// Builds `examples/hello/rootfs`: the web server, linked statically, and a shell.
@@ -33,7 +34,8 @@ pub(crate) fn build() -> anyhow::Result<()> {
     let busybox = bin.join("busybox");
     if !busybox.exists() {
         let from = cache_dir().join("bin/busybox");
-        fs::copy(&from, &busybox).with_context(|| format!("{} is missing: run `cargo xtask setup`", from.display()))?;
+        fs::copy(&from, &busybox)
+            .with_context(|| format!("{} is missing: run `cargo xtask setup`", from.display()))?;
         for applet in APPLETS {
             let _ = symlink("busybox", bin.join(applet));
         }

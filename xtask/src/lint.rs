@@ -53,9 +53,11 @@ pub(crate) fn run() -> anyhow::Result<()> {
 }
 
 fn direction() -> anyhow::Result<Vec<String>> {
-    let layers: BTreeMap<&str, u8> = LAYERS.iter().flat_map(|(n, names)| names.iter().map(|name| (*name, *n))).collect();
+    let layers: BTreeMap<&str, u8> =
+        LAYERS.iter().flat_map(|(n, names)| names.iter().map(|name| (*name, *n))).collect();
     let metadata = output("cargo", &["metadata", "--format-version=1", "--no-deps", "--offline"])?;
-    let metadata: serde_json::Value = serde_json::from_str(&metadata).context("cargo metadata gave no JSON")?;
+    let metadata: serde_json::Value =
+        serde_json::from_str(&metadata).context("cargo metadata gave no JSON")?;
     let mut failures = Vec::new();
     for package in metadata["packages"].as_array().into_iter().flatten() {
         let name = package["name"].as_str().unwrap_or_default();
@@ -99,7 +101,8 @@ fn check_file(file: &str, text: &str, failures: &mut Vec<String>, reports: &mut 
         return;
     }
     if code.len() > FILE_FAIL_LINES {
-        failures.push(format!("{file}: {} lines, more than {FILE_FAIL_LINES}: split it by concept", code.len()));
+        failures
+            .push(format!("{file}: {} lines, more than {FILE_FAIL_LINES}: split it by concept", code.len()));
     } else if code.len() > FILE_REPORT_LINES {
         reports.push(format!("{file}: {} lines", code.len()));
     }
@@ -116,7 +119,8 @@ fn functions(code: &[&str]) -> Vec<(String, usize)> {
     for (start, line) in code.iter().enumerate() {
         let Some(at) = line.find("fn ") else { continue };
         let trimmed = line.trim_start();
-        let declares = trimmed.starts_with("fn ") || trimmed.starts_with("pub") || trimmed.starts_with("async fn ");
+        let declares =
+            trimmed.starts_with("fn ") || trimmed.starts_with("pub") || trimmed.starts_with("async fn ");
         if !declares || trimmed.ends_with(';') || (at > 0 && !line[..at].ends_with(' ')) {
             continue;
         }

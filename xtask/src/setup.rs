@@ -36,7 +36,8 @@ pub(crate) fn install(packages: &[&str]) -> anyhow::Result<()> {
     eprintln!("setup: installing {}", packages.join(" "));
     let sudo: &[&str] = if is_root() { &[] } else { &["sudo"] };
     let apt = |args: &[&str]| {
-        let words: Vec<&str> = sudo.iter().copied().chain(["apt-get", "-q", "-y"]).chain(args.iter().copied()).collect();
+        let words: Vec<&str> =
+            sudo.iter().copied().chain(["apt-get", "-q", "-y"]).chain(args.iter().copied()).collect();
         run_command(command(words[0]).args(&words[1..]).env("DEBIAN_FRONTEND", "noninteractive"))
     };
     let mut task = vec!["install", "--no-install-recommends"];
@@ -50,7 +51,8 @@ pub(crate) fn install(packages: &[&str]) -> anyhow::Result<()> {
 }
 
 fn installed(package: &str) -> bool {
-    output("dpkg-query", &["-W", "-f", "${Status}", package]).is_ok_and(|s| s.contains("install ok installed"))
+    output("dpkg-query", &["-W", "-f", "${Status}", package])
+        .is_ok_and(|s| s.contains("install ok installed"))
 }
 
 fn is_root() -> bool {
@@ -82,14 +84,19 @@ fn busybox() -> anyhow::Result<()> {
     eprintln!("setup: fetching busybox-static");
     let dir = cache_dir().join("packages/busybox-static");
     fs::create_dir_all(&dir)?;
-    let download = || run_command(command("apt-get").args(["-q", "download", "busybox-static"]).current_dir(&dir));
+    let download =
+        || run_command(command("apt-get").args(["-q", "download", "busybox-static"]).current_dir(&dir));
     if download().is_err() {
         shell::run("apt-get", &["-q", "update"])?;
         download()?;
     }
     unpack(&dir)?;
-    let program = ["bin/busybox", "usr/bin/busybox"].iter().map(|p| dir.join("tree").join(p)).find(|p| p.is_file());
-    link(&program.context("the package busybox-static has no busybox in it")?, &cache_dir().join("bin/busybox"))
+    let program =
+        ["bin/busybox", "usr/bin/busybox"].iter().map(|p| dir.join("tree").join(p)).find(|p| p.is_file());
+    link(
+        &program.context("the package busybox-static has no busybox in it")?,
+        &cache_dir().join("bin/busybox"),
+    )
 }
 
 /// Downloads one package of another Debian release and unpacks it in the cache, without installing it. The mirror
@@ -99,10 +106,13 @@ fn fetch_package(release: &str, package: &str) -> anyhow::Result<PathBuf> {
     if dir.join("tree").is_dir() {
         return Ok(dir.join("tree"));
     }
-    let sites = output("apt-get", &["indextargets", "--format", "$(SITE) $(RELEASE)", "Created-By: Packages"])?;
+    let sites =
+        output("apt-get", &["indextargets", "--format", "$(SITE) $(RELEASE)", "Created-By: Packages"])?;
     let site = sites
         .lines()
-        .find_map(|line| line.split_once(' ').filter(|(_, r)| r.starts_with("bookworm") || r.starts_with("trixie")))
+        .find_map(|line| {
+            line.split_once(' ').filter(|(_, r)| r.starts_with("bookworm") || r.starts_with("trixie"))
+        })
         .map(|(site, _)| site.to_owned())
         .context("no Debian mirror in apt's sources: install kubectl by hand")?;
     for sub in ["lists/partial", "cache/archives/partial"] {

@@ -34,7 +34,9 @@ pub(crate) fn cache_dir() -> PathBuf {
 pub(crate) fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new(program);
     let path = std::env::var("PATH").unwrap_or_default();
-    command.current_dir(root()).env("PATH", format!("{path}:{}:/usr/sbin:/sbin", cache_dir().join("bin").display()));
+    command
+        .current_dir(root())
+        .env("PATH", format!("{path}:{}:/usr/sbin:/sbin", cache_dir().join("bin").display()));
     command
 }
 

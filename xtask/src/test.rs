@@ -42,7 +42,8 @@ pub(crate) fn with_environment(command: &mut Command) -> &mut Command {
 fn python_client() -> anyhow::Result<()> {
     let venv = cache_dir().join("python");
     let python = venv.join("bin/python");
-    let works = Command::new(&python).args(["-c", "import kubernetes"]).output().is_ok_and(|o| o.status.success());
+    let works =
+        Command::new(&python).args(["-c", "import kubernetes"]).output().is_ok_and(|o| o.status.success());
     if !works {
         eprintln!("setup: the Python client of Kubernetes");
         if shell::run("python3", &["-m", "venv", &venv.to_string_lossy()]).is_err() {
@@ -67,7 +68,10 @@ pub(crate) fn leftovers() -> anyhow::Result<Vec<String>> {
     for entry in std::fs::read_dir("/proc")?.filter_map(Result::ok) {
         let Ok(line) = std::fs::read(entry.path().join("cmdline")) else { continue };
         let line = String::from_utf8_lossy(&line).replace('\0', " ");
-        if line.contains("cumulet up") || line.contains("cumulet supervise") || line.contains("cumulet --state-dir") {
+        if line.contains("cumulet up")
+            || line.contains("cumulet supervise")
+            || line.contains("cumulet --state-dir")
+        {
             found.push(format!("process {}: {}", entry.file_name().to_string_lossy(), line.trim()));
         }
     }

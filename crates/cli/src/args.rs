@@ -9,7 +9,13 @@ use std::path::PathBuf;
 #[command(name = "cumulet", version, propagate_version = true)]
 pub struct Args {
     /// Where the cloud keeps everything; several clouds live side by side in different directories.
-    #[arg(long, env = "CUMULET_STATE_DIR", default_value = "/var/lib/cumulet", global = true, value_name = "DIR")]
+    #[arg(
+        long,
+        env = "CUMULET_STATE_DIR",
+        default_value = "/var/lib/cumulet",
+        global = true,
+        value_name = "DIR"
+    )]
     pub state_dir: PathBuf,
     /// Say more on stderr.
     #[arg(long, short, global = true)]

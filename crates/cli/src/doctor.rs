@@ -62,7 +62,9 @@ pub(crate) fn run(state: &StateDir, format: Format) -> anyhow::Result<u8> {
             }
         }
         Format::Table | Format::Wide | Format::Name => {
-            let row = |c: &Check| vec![word(c.verdict).to_owned(), c.what.to_owned(), c.found.clone(), c.remedy.clone()];
+            let row = |c: &Check| {
+                vec![word(c.verdict).to_owned(), c.what.to_owned(), c.found.clone(), c.remedy.clone()]
+            };
             table::print(&["", "CHECK", "FOUND", "REMEDY"], &checks.iter().map(row).collect::<Vec<_>>());
         }
     }
@@ -87,8 +89,10 @@ fn root() -> Check {
 fn cgroups() -> Check {
     if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
         let controllers = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
-        let lacking: Vec<&str> =
-            ["cpu", "memory", "pids"].into_iter().filter(|c| !controllers.split_whitespace().any(|w| w == *c)).collect();
+        let lacking: Vec<&str> = ["cpu", "memory", "pids"]
+            .into_iter()
+            .filter(|c| !controllers.split_whitespace().any(|w| w == *c))
+            .collect();
         if lacking.is_empty() {
             return ok("cgroups", "version 2");
         }
@@ -103,8 +107,10 @@ fn cgroups() -> Check {
 }
 
 fn namespaces() -> Check {
-    let lacking: Vec<&str> =
-        ["net", "mnt", "pid", "ipc", "uts"].into_iter().filter(|n| !Path::new("/proc/self/ns").join(n).exists()).collect();
+    let lacking: Vec<&str> = ["net", "mnt", "pid", "ipc", "uts"]
+        .into_iter()
+        .filter(|n| !Path::new("/proc/self/ns").join(n).exists())
+        .collect();
     if lacking.is_empty() {
         return ok("namespaces", "net mnt pid ipc uts");
     }
@@ -140,7 +146,12 @@ fn library(name: &'static str, package: &str) -> Check {
 fn kvm() -> Check {
     match fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
         // Opening proves little: some machines have a /dev/kvm in which no guest gets anywhere.
-        Ok(_) => not("kvm", Verdict::Note, "/dev/kvm opens", "whether a guest runs on it is probed once VM pods exist"),
+        Ok(_) => not(
+            "kvm",
+            Verdict::Note,
+            "/dev/kvm opens",
+            "whether a guest runs on it is probed once VM pods exist",
+        ),
         Err(error) => not("kvm", Verdict::Note, error.to_string(), "VM pods would use software emulation"),
     }
 }
@@ -175,6 +186,11 @@ fn kubectl() -> Check {
     let path = std::env::var_os("PATH").unwrap_or_default();
     match std::env::split_paths(&path).map(|dir| dir.join("kubectl")).find(|file| file.is_file()) {
         Some(file) => ok("kubectl", file.display().to_string()),
-        None => not("kubectl", Verdict::Note, "not on PATH", "apt-get install kubernetes-client, or use `cumulet get` …"),
+        None => not(
+            "kubectl",
+            Verdict::Note,
+            "not on PATH",
+            "apt-get install kubernetes-client, or use `cumulet get` …",
+        ),
     }
 }

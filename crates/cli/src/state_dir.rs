@@ -28,7 +28,9 @@ impl StateDir {
     pub fn new(dir: &Path) -> anyhow::Result<Self> {
         let dir = match fs::canonicalize(dir) {
             Ok(found) => found,
-            Err(_) => std::path::absolute(dir).with_context(|| format!("{} is no usable path", dir.display()))?,
+            Err(_) => {
+                std::path::absolute(dir).with_context(|| format!("{} is no usable path", dir.display()))?
+            }
         };
         Ok(Self { dir })
     }
@@ -71,7 +73,8 @@ impl StateDir {
     /// Takes the right to run this cloud, or says who has it.
     pub fn lock(&self) -> anyhow::Result<RunLock> {
         let path = self.dir.join("lock");
-        let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(&path);
+        let file =
+            OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(&path);
         let file = file.with_context(|| format!("cannot open {}", path.display()))?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(mut file) => {
@@ -120,7 +123,10 @@ mod tests {
         assert_eq!(state.running().unwrap(), None);
         let lock = state.lock().unwrap();
         let refused = state.lock().unwrap_err().to_string();
-        assert!(refused.contains("already runs") && refused.contains(&std::process::id().to_string()), "{refused}");
+        assert!(
+            refused.contains("already runs") && refused.contains(&std::process::id().to_string()),
+            "{refused}"
+        );
         assert_eq!(state.running().unwrap(), Some(std::process::id() as i32));
         drop(lock);
         assert_eq!(state.running().unwrap(), None);

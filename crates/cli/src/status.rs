@@ -19,14 +19,18 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 pub(crate) async fn run(state: &StateDir, format: Format) -> anyhow::Result<u8> {
     let Some(pid) = state.running()? else {
         let report = json!({"stateDir": state.path(), "running": false});
-        print(&report, format, |_| println!("no cloud runs on {}: start it with `cumulet up`", state.path().display()))?;
+        print(&report, format, |_| {
+            println!("no cloud runs on {}: start it with `cumulet up`", state.path().display())
+        })?;
         return Ok(exit::NOT_RUNNING);
     };
     let asked = tokio::time::timeout(ANSWER_WITHIN, ask(state)).await;
     let mut report = match asked {
         Ok(Ok(report)) => report,
         Ok(Err(error)) => json!({"problem": format!("{error:#}")}),
-        Err(_) => json!({"problem": format!("no answer within {} s: see {}", ANSWER_WITHIN.as_secs(), state.log().display())}),
+        Err(_) => {
+            json!({"problem": format!("no answer within {} s: see {}", ANSWER_WITHIN.as_secs(), state.log().display())})
+        }
     };
     report["stateDir"] = json!(state.path());
     report["running"] = json!(true);
@@ -45,7 +49,8 @@ async fn ask(state: &StateDir) -> anyhow::Result<Value> {
         let conditions = node.status.as_ref().and_then(|s| s.conditions.as_ref()).into_iter().flatten();
         conditions.into_iter().any(|c| c.type_ == "Ready" && c.status == "True")
     };
-    let nodes: Vec<Value> = nodes.iter().map(|n| json!({"name": n.metadata.name, "ready": node_ready(n)})).collect();
+    let nodes: Vec<Value> =
+        nodes.iter().map(|n| json!({"name": n.metadata.name, "ready": node_ready(n)})).collect();
     Ok(json!({
         "ready": ready.is_ok(),
         "version": version.git_version,
@@ -96,8 +101,12 @@ fn people(report: &Value) {
             let ready = if node["ready"] == true { "Ready" } else { "NotReady" };
             row("node", format!("{} ({ready})", text(&node["name"])));
         }
-        let pods: Vec<String> =
-            report["pods"].as_object().into_iter().flatten().map(|(phase, n)| format!("{n} {phase}")).collect();
+        let pods: Vec<String> = report["pods"]
+            .as_object()
+            .into_iter()
+            .flatten()
+            .map(|(phase, n)| format!("{n} {phase}"))
+            .collect();
         row("pods", if pods.is_empty() { "none".to_owned() } else { pods.join(", ") });
     }
     let rows: Vec<Vec<String>> = rows;

@@ -16,7 +16,8 @@ pub(crate) fn render(headings: &[&str], rows: &[Vec<String>]) -> String {
     let headings: Vec<String> = headings.iter().map(|h| (*h).to_owned()).collect();
     let mut text = String::new();
     for row in std::iter::once(&headings).chain(rows) {
-        let line: Vec<String> = widths.iter().zip(row).map(|(w, cell)| format!("{cell:<w$}", w = *w)).collect();
+        let line: Vec<String> =
+            widths.iter().zip(row).map(|(w, cell)| format!("{cell:<w$}", w = *w)).collect();
         text.push_str(line.join("   ").trim_end());
         text.push('\n');
     }
@@ -42,13 +43,21 @@ mod tests {
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {
-        let rows = vec![vec!["a".to_owned(), "long cell".to_owned(), "x".to_owned()], vec!["bbb".into(), String::new(), "y".into()]];
-        assert_eq!(render(&["N", "M", "O"], &rows), "N     M           O\na     long cell   x\nbbb               y\n");
+        let rows = vec![
+            vec!["a".to_owned(), "long cell".to_owned(), "x".to_owned()],
+            vec!["bbb".into(), String::new(), "y".into()],
+        ];
+        assert_eq!(
+            render(&["N", "M", "O"], &rows),
+            "N     M           O\na     long cell   x\nbbb               y\n"
+        );
     }
 
     #[test]
     fn sizes() {
-        for (n, text) in [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (1_415_784, "1.4 MB"), (5_000_000_000, "5.0 GB")] {
+        for (n, text) in
+            [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (1_415_784, "1.4 MB"), (5_000_000_000, "5.0 GB")]
+        {
             assert_eq!(bytes(n), text);
         }
     }

@@ -144,11 +144,14 @@ impl Cloud {
     /// Takes the cloud down and fails when something of it is left on the machine.
     pub fn finish(self) -> anyhow::Result<()> {
         self.cumulet(&["down", "--purge", "--timeout", "1"])?;
-        let mut left: Vec<String> = self.processes().iter().map(|(pid, line)| format!("process {pid} {line}")).collect();
+        let mut left: Vec<String> =
+            self.processes().iter().map(|(pid, line)| format!("process {pid} {line}")).collect();
         let mounts = std::fs::read_to_string("/proc/self/mounts")?;
         let dir = self.dir().to_string_lossy().into_owned();
         left.extend(mounts.lines().filter(|line| line.contains(&dir)).map(str::to_owned));
-        left.extend(std::fs::read_dir(self.dir())?.filter_map(Result::ok).map(|e| e.path().display().to_string()));
+        left.extend(
+            std::fs::read_dir(self.dir())?.filter_map(Result::ok).map(|e| e.path().display().to_string()),
+        );
         if !left.is_empty() {
             bail!("`down --purge` left behind:\n  {}", left.join("\n  "));
         }

@@ -56,7 +56,11 @@ impl Watched {
 
     /// Waits until the pod is Ready.
     pub(crate) async fn ready(&mut self) -> anyhow::Result<()> {
-        self.until("Ready", |event| matches!(event, WatchEvent::Modified(pod) | WatchEvent::Added(pod) if is_ready(pod))).await
+        self.until(
+            "Ready",
+            |event| matches!(event, WatchEvent::Modified(pod) | WatchEvent::Added(pod) if is_ready(pod)),
+        )
+        .await
     }
 
     async fn until(&mut self, what: &str, hit: impl Fn(&WatchEvent<Pod>) -> bool) -> anyhow::Result<()> {
@@ -135,7 +139,8 @@ async fn scale_to(client: &Client, deployments: &Api<Deployment>, replicas: usiz
     let pods: Api<Pod> = Api::namespaced(client.clone(), "default");
     let list = pods.list(&Default::default()).await?;
     let mut alive: HashSet<String> = list.items.iter().filter_map(|p| p.metadata.name.clone()).collect();
-    let mut ready: HashSet<String> = list.items.iter().filter(|p| is_ready(p)).filter_map(|p| p.metadata.name.clone()).collect();
+    let mut ready: HashSet<String> =
+        list.items.iter().filter(|p| is_ready(p)).filter_map(|p| p.metadata.name.clone()).collect();
     let revision = list.metadata.resource_version.unwrap_or_default();
     let mut events = pods.watch(&WatchParams::default(), &revision).await?.boxed();
     let start = Instant::now();
@@ -147,7 +152,11 @@ async fn scale_to(client: &Client, deployments: &Api<Deployment>, replicas: usiz
             match event {
                 WatchEvent::Added(pod) | WatchEvent::Modified(pod) => {
                     let name = pod.metadata.name.clone().unwrap_or_default();
-                    if is_ready(&pod) { ready.insert(name.clone()) } else { ready.remove(&name) };
+                    if is_ready(&pod) {
+                        ready.insert(name.clone())
+                    } else {
+                        ready.remove(&name)
+                    };
                     alive.insert(name);
                 }
                 WatchEvent::Deleted(pod) => {

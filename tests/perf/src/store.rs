@@ -21,7 +21,9 @@ const COLLECTION: &str = "/api/v1/namespaces/default/configmaps";
 
 fn config_map(name: &str) -> Bytes {
     let value = "x".repeat(300);
-    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"value": value}}).to_string().into()
+    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"value": value}})
+        .to_string()
+        .into()
 }
 
 /// The whole benchmark.
@@ -85,7 +87,8 @@ async fn load(
 async fn watch_delays(endpoint: &Endpoint) -> anyhow::Result<Vec<f64>> {
     let sent: Arc<Mutex<HashMap<String, Instant>>> = Arc::default();
     let list: Value = {
-        let body = endpoint.connect().await?.request("GET", &format!("{COLLECTION}?limit=1"), Bytes::new()).await?;
+        let body =
+            endpoint.connect().await?.request("GET", &format!("{COLLECTION}?limit=1"), Bytes::new()).await?;
         serde_json::from_slice(&body)?
     };
     let revision = list["metadata"]["resourceVersion"].as_str().context("a list without revision")?;

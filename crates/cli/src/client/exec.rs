@@ -55,7 +55,8 @@ fn exit_code(
         return Ok(exit::OK);
     }
     let causes = status.details.and_then(|details| details.causes).unwrap_or_default();
-    let code = causes.iter().find(|c| c.reason.as_deref() == Some("ExitCode")).and_then(|c| c.message.clone());
+    let code =
+        causes.iter().find(|c| c.reason.as_deref() == Some("ExitCode")).and_then(|c| c.message.clone());
     match code.and_then(|code| code.parse::<i32>().ok()) {
         Some(code) => Ok(u8::try_from(code).unwrap_or(exit::FAILURE)),
         None => bail!("{}", status.message.unwrap_or_else(|| "the command could not be run".to_owned())),

@@ -20,7 +20,8 @@ pub(super) fn targets<'a>(
     let Some(first) = what.first() else { bail!("name what is meant, such as `pods` or `deployment/web`") };
     if what.iter().any(|word| word.contains('/')) {
         let pair = |word: &String| {
-            let (kind, name) = word.split_once('/').with_context(|| format!("{word:?}: write KIND/NAME for all"))?;
+            let (kind, name) =
+                word.split_once('/').with_context(|| format!("{word:?}: write KIND/NAME for all"))?;
             Ok((resources.find(kind)?, Some(name.to_owned())))
         };
         return what.iter().map(pair).collect();
@@ -51,7 +52,9 @@ pub(super) async fn run(
             path.push_str(&format!("?labelSelector={}", query(selector)));
         }
         match format {
-            Format::Table | Format::Wide => print_table(client, &path, namespace.is_none() && resource.namespaced, format).await?,
+            Format::Table | Format::Wide => {
+                print_table(client, &path, namespace.is_none() && resource.namespaced, format).await?
+            }
             Format::Json | Format::Yaml | Format::Name => {
                 let answer = get_json(client, &path).await?;
                 match answer["items"].as_array() {
@@ -90,10 +93,17 @@ fn wrapped(mut objects: Vec<Value>) -> Value {
 fn full_name(resources: &Resources, object: &Value) -> String {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let name = text(&object["metadata"]["name"]);
-    resources.of_kind(&text(&object["apiVersion"]), &text(&object["kind"])).map_or(name.clone(), |r| r.named(&name))
+    resources
+        .of_kind(&text(&object["apiVersion"]), &text(&object["kind"]))
+        .map_or(name.clone(), |r| r.named(&name))
 }
 
-async fn print_table(client: &Client, path: &str, with_namespace: bool, format: Format) -> anyhow::Result<()> {
+async fn print_table(
+    client: &Client,
+    path: &str,
+    with_namespace: bool,
+    format: Format,
+) -> anyhow::Result<()> {
     let text = call(client, Method::GET, path, "application/json", AS_TABLE, Vec::new()).await?;
     let answer: Value = serde_json::from_str(&text).context("the answer is no JSON")?;
     let rows = answer["rows"].as_array().map(Vec::as_slice).unwrap_or_default();

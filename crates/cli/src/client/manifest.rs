@@ -18,7 +18,10 @@ pub(super) fn read_all(files: &[PathBuf]) -> anyhow::Result<Vec<Value>> {
         }
     }
     if objects.is_empty() {
-        bail!("no objects in {}", files.iter().map(|f| f.display().to_string()).collect::<Vec<_>>().join(", "));
+        bail!(
+            "no objects in {}",
+            files.iter().map(|f| f.display().to_string()).collect::<Vec<_>>().join(", ")
+        );
     }
     Ok(objects)
 }
@@ -49,7 +52,8 @@ fn texts(file: &Path) -> anyhow::Result<Vec<(String, String)>> {
 /// The endings that kubectl reads in a directory. `cumulet.yaml` describes an image, not an object.
 fn is_manifest(path: &Path) -> bool {
     let ending = path.extension().and_then(|e| e.to_str());
-    matches!(ending, Some("yaml" | "yml" | "json")) && path.file_name().is_none_or(|name| name != "cumulet.yaml")
+    matches!(ending, Some("yaml" | "yml" | "json"))
+        && path.file_name().is_none_or(|name| name != "cumulet.yaml")
 }
 
 fn parse(text: &str) -> anyhow::Result<Vec<Value>> {
@@ -80,7 +84,9 @@ mod tests {
     #[test]
     fn documents_lists_and_mistakes() {
         let two = "apiVersion: v1\nkind: A\n---\n---\n{\"apiVersion\": \"v1\", \"kind\": \"B\"}\n";
-        let kinds = |text| parse(text).unwrap().iter().map(|o| o["kind"].as_str().unwrap().to_owned()).collect::<Vec<_>>();
+        let kinds = |text| {
+            parse(text).unwrap().iter().map(|o| o["kind"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+        };
         assert_eq!(kinds(two), ["A", "B"]);
         assert_eq!(kinds("apiVersion: v1\nkind: List\nitems: [{apiVersion: v1, kind: C}]"), ["C"]);
         assert!(parse("a: 1").unwrap_err().to_string().contains("apiVersion"));

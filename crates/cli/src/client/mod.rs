@@ -35,7 +35,9 @@ pub(crate) async fn run(state: &StateDir, task: Task) -> anyhow::Result<u8> {
             let options = exec::Options { container, stdin, tty, command };
             return exec::run(client, &scope.namespace, &pod, options).await;
         }
-        Task::Scale { what, replicas, scope } => change::scale(&client, &what, replicas, &scope.namespace).await?,
+        Task::Scale { what, replicas, scope } => {
+            change::scale(&client, &what, replicas, &scope.namespace).await?
+        }
         Task::Delete { what, files, grace_period, scope } => {
             change::delete(&client, &what, &files, grace_period, &scope.namespace).await?;
         }
@@ -49,7 +51,8 @@ pub(crate) async fn connect(state: &StateDir) -> anyhow::Result<Client> {
     if !path.exists() {
         bail!("{} does not exist: start the cloud with `cumulet up --detach`", path.display());
     }
-    let kubeconfig = Kubeconfig::read_from(&path).with_context(|| format!("cannot use {}", path.display()))?;
+    let kubeconfig =
+        Kubeconfig::read_from(&path).with_context(|| format!("cannot use {}", path.display()))?;
     let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
         .await
         .with_context(|| format!("cannot use {}", path.display()))?;

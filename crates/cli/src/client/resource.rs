@@ -130,11 +130,18 @@ mod tests {
         let all = Resources(parse("apps/v1", &list));
         for word in ["deployments", "deployment", "Deployment", "deploy", "deployments.apps"] {
             let found = all.find(word).unwrap();
-            assert_eq!(found.path(Some("a"), Some("b")), "/apis/apps/v1/namespaces/a/deployments/b", "{word}");
+            assert_eq!(
+                found.path(Some("a"), Some("b")),
+                "/apis/apps/v1/namespaces/a/deployments/b",
+                "{word}"
+            );
             assert_eq!(found.named("b"), "deployment.apps/b");
         }
         assert!(all.find("deployments.batch").is_err());
         assert!(all.find("pods").is_err());
-        assert_eq!(all.find("deploy").unwrap().path(Some("../x"), None), "/apis/apps/v1/namespaces/..%2Fx/deployments");
+        assert_eq!(
+            all.find("deploy").unwrap().path(Some("../x"), None),
+            "/apis/apps/v1/namespaces/..%2Fx/deployments"
+        );
     }
 }
