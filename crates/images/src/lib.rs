@@ -1,1 +1,39 @@
-//! Content-addressed image store: import, unpack, build.
+//! Images: a content store, import of archives, unpacking, and a small build.
+//!
+//! ```text
+//!   DIR/refs.json             name → manifest digest; replaced atomically; what is not in it does not exist
+//!   DIR/blobs/sha256/<hex>    manifests, configs, layers as they came, each under its own digest
+//!   DIR/layers/<hex>/         layers unpacked for overlayfs, by the digest of the uncompressed tar
+//!   DIR/tmp/                  work of running imports; removed at open when its process is gone
+//!   DIR/lock, DIR/gc.lock     flocks: short changes of the above; imports (shared) against pruning (exclusive)
+//! ```
+//!
+//! Invariants: content is verified before it is named, and a reference is written last, so that a crash at any point
+//! leaves either the whole image or none of it. Blobs and layers never change once they have their name. Several
+//! processes may use one directory.
+//!
+//! Calls block; asynchronous callers use a blocking thread. Absent on purpose: the network (a registry client only
+//! has to stage blobs, as [`ImageStore::load`] does), Kubernetes' vocabulary, mounting.
+
+mod build;
+mod digest;
+mod error;
+mod gc;
+mod load;
+mod oci;
+mod reference;
+mod save;
+mod staging;
+mod store;
+mod tarball;
+mod unpack;
+mod verify;
+
+pub use build::{BuildOptions, BuiltImage};
+pub use digest::Digest;
+pub use error::ImageError;
+pub use gc::Pruned;
+pub use load::LoadedImage;
+pub use oci::ImageConfig;
+pub use reference::Reference;
+pub use store::{Image, ImageStore, ImageSummary, Limits};
