@@ -99,6 +99,12 @@ pub trait Strategy: Sync {
         Vec::new()
     }
 
+    /// What a field selector compares for one of the row's `selectable_fields`, where that is not simply the text at
+    /// the dotted path (empty when absent): a boolean that is `false` when absent, a renamed field.
+    fn selectable(&self, _object: &Value, _field: &str) -> Option<String> {
+        None
+    }
+
     /// The rule for `metadata.name`; the DNS-1123 subdomain for most kinds, a DNS-1123 label for a few.
     fn validate_name(&self, name: &str) -> Vec<String> {
         cumulet_api::names::dns1123_subdomain(name)
