@@ -24,7 +24,7 @@ use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Ports on every node that Services can have, as in Kubernetes.
-pub const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
+pub(crate) const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
 /// Position of the address of the API's own Service in the range.
 const API_INDEX: u32 = 1;
 /// Position of the address of the cluster's DNS in the range.
@@ -35,7 +35,7 @@ const WRONG_NETWORK: &str = "the provided network does not match the current ran
 const FULL: &str = "range is full";
 
 /// The addresses and node ports of all Services.
-pub struct ServiceAllocator {
+pub(crate) struct ServiceAllocator {
     cidr: Ipv4Net,
     pools: Arc<Mutex<Pools>>,
 }
@@ -47,7 +47,7 @@ struct Pools {
 
 impl ServiceAllocator {
     /// An allocator for `cidr` in which `in_use` hold what their specs say. Services have IPv4 addresses only.
-    pub fn new<S: Borrow<Value>>(cidr: Ipv4Net, in_use: impl IntoIterator<Item = S>) -> Self {
+    pub(crate) fn new<S: Borrow<Value>>(cidr: Ipv4Net, in_use: impl IntoIterator<Item = S>) -> Self {
         let cidr = cidr.trunc();
         let (network, broadcast) = (u32::from(cidr.network()), u32::from(cidr.broadcast()));
         let ips = Pool::new(
@@ -65,13 +65,8 @@ impl ServiceAllocator {
     }
 
     /// The address of the API's own Service, `default/kubernetes`.
-    pub fn api_address(&self) -> Ipv4Addr {
+    pub(crate) fn api_address(&self) -> Ipv4Addr {
         Ipv4Addr::from(u32::from(self.cidr.network()).saturating_add(API_INDEX))
-    }
-
-    /// The address of the cluster's DNS, `kube-system/kube-dns`.
-    pub fn dns_address(&self) -> Ipv4Addr {
-        Ipv4Addr::from(u32::from(self.cidr.network()).saturating_add(DNS_INDEX))
     }
 
     /// Gives `service` what its type needs and what it asks for: `clusterIP`, `clusterIPs`, `nodePort`s and
@@ -79,7 +74,7 @@ impl ServiceAllocator {
     ///
     /// # Errors
     /// The field whose wish cannot be granted; nothing is held then.
-    pub fn reserve(&self, service: &mut Value, old: Option<&Value>) -> Result<Reservation, FieldError> {
+    pub(crate) fn reserve(&self, service: &mut Value, old: Option<&Value>) -> Result<Reservation, FieldError> {
         shape(service)?;
         let had = old.map(Held::of).unwrap_or_default();
         let mut granted = Granting { pools: &self.pools, had: &had, taken: Held::default() };
@@ -95,14 +90,14 @@ impl ServiceAllocator {
     }
 
     /// Frees what a removed Service held.
-    pub fn release(&self, service: &Value) {
+    pub(crate) fn release(&self, service: &Value) {
         lock(&self.pools).free(&Held::of(service));
     }
 }
 
 /// What `reserve` took; taken back unless committed.
 #[must_use = "a reservation that is dropped is taken back"]
-pub struct Reservation {
+pub(crate) struct Reservation {
     pools: Arc<Mutex<Pools>>,
     taken: Held,
     freed: Held,
@@ -111,7 +106,7 @@ pub struct Reservation {
 
 impl Reservation {
     /// The change is stored: keeps what was taken, and frees what the object does not hold any more.
-    pub fn commit(mut self) {
+    pub(crate) fn commit(mut self) {
         self.committed = true;
         lock(&self.pools).free(&self.freed);
     }

@@ -28,7 +28,6 @@ fn a_service_gets_an_address_from_the_upper_band() {
     assert_eq!(s["spec"]["ports"][0].get("nodePort"), None);
     assert_eq!(cluster_ip(json!({"ports": [{"port": 80}]}), &a)["spec"]["clusterIP"], "10.97.1.2");
     assert_eq!(a.api_address().to_string(), "10.97.0.1");
-    assert_eq!(a.dns_address().to_string(), "10.97.0.10");
 }
 
 #[test]

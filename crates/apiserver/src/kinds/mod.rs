@@ -33,7 +33,7 @@ pub(crate) mod value;
 use crate::row::Row;
 
 /// All rows, core group first.
-pub fn rows() -> &'static [Row] {
+pub(crate) fn rows() -> &'static [Row] {
     ROWS
 }
 
