@@ -92,8 +92,16 @@ impl FieldError {
             }
             Problem::Duplicate(v) => format!("Duplicate value: {v}"),
             Problem::Forbidden => "Forbidden".to_owned(),
-            Problem::TooLong(max) => return format!("Too long: may not be more than {max} bytes"),
-            Problem::TooMany(n, max) => return format!("Too many: {n}: must have at most {max} items"),
+            Problem::TooLong(max) => {
+                return format!(
+                    "Too long: may not be more than {max} byte{}",
+                    if *max == 1 { "" } else { "s" }
+                );
+            }
+            Problem::TooMany(n, max) => {
+                let s = if *max == 1 { "" } else { "s" };
+                return format!("Too many: {n}: must have at most {max} item{s}");
+            }
             Problem::NotFound(v) => format!("Not found: {v}"),
         };
         if self.detail.is_empty() { head } else { format!("{head}: {}", self.detail) }

@@ -139,9 +139,16 @@ impl Status {
             .iter()
             .map(|e| Cause { reason: e.reason().into(), message: e.body(), field: e.field.clone() })
             .collect();
-        let text = match errors {
-            [one] => one.to_string(),
-            many => format!("[{}]", many.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")),
+        // Equal messages are told once, as Kubernetes' aggregated errors do.
+        let mut texts: Vec<String> = Vec::with_capacity(errors.len());
+        for text in errors.iter().map(ToString::to_string) {
+            if !texts.contains(&text) {
+                texts.push(text);
+            }
+        }
+        let text = match texts.as_slice() {
+            [one] => one.clone(),
+            many => format!("[{}]", many.join(", ")),
         };
         let message = format!("{} \"{name}\" is invalid: {text}", qualified(group, kind));
         let mut status = Self::about(StatusReason::Invalid, group, kind, name, message);

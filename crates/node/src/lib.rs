@@ -1,1 +1,3 @@
 //! Node agent: pod runner, supervisor, volumes, probes, logs, services.
+
+pub mod supervisor;

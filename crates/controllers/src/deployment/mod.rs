@@ -1,0 +1,510 @@
+//! Deployments: a ReplicaSet per revision, and the rollout from one to the next.
+//!
+//! ```text
+//!   ReplicaSets ──sort by template──► new, old
+//!        paused or resized ──► spread the replicas in proportion
+//!        RollingUpdate     ──► new grows into the room, then old shrinks as availability allows
+//!        Recreate          ──► old to zero, wait for the last pod, then new
+//!   then: history beyond the limit goes, status and conditions are written
+//! ```
+//!
+//! A pass does one step and ends; the change that it makes causes the next one. What is absent: any memory of a
+//! rollout. Rolling back is done by `kubectl`, which writes an old template into the deployment; the ReplicaSet of
+//! that template is found again and gets the next revision number.
+
+mod revision;
+mod rolling;
+mod status;
+
+use crate::context::Context;
+use crate::driver::{Doing, Error, Next, Reconciler};
+use crate::meta::{self, annotation, controller_of, controller_ref, is_deleting, name, namespace, uid};
+use crate::queue::Queue;
+use cumulet_api::selector::Selector;
+use cumulet_cluster::events::reference;
+use cumulet_cluster::informer::Key;
+use cumulet_cluster::{Api, DeleteOptions, EventRecorder, EventType, PatchKind};
+use k8s_openapi::Resource;
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use revision::Sets;
+use rolling::{Goal, Size};
+use std::sync::Arc;
+use std::time::Duration;
+
+const CONTROLLER: &str = "deployment-controller";
+
+/// The controller.
+pub(crate) struct Deployments {
+    ctx: Arc<Context>,
+    api: Api<Deployment>,
+    sets: Api<ReplicaSet>,
+    recorder: EventRecorder,
+}
+
+/// One pass over one deployment: what it looks at, and the status that it will write.
+struct Pass<'a> {
+    of: &'a Deployments,
+    /// As the cache has it, but for conditions that this pass sets.
+    deployment: Deployment,
+    goal: Goal,
+    sets: Sets,
+}
+
+impl Deployments {
+    pub(crate) fn new(ctx: &Arc<Context>, queue: &Arc<Queue<Key>>) -> Self {
+        observe(ctx, queue);
+        Self {
+            ctx: ctx.clone(),
+            api: Api::new(ctx.cluster.clone()),
+            sets: Api::new(ctx.cluster.clone()),
+            recorder: ctx.recorder(CONTROLLER),
+        }
+    }
+
+    /// The ReplicaSets of a deployment; `None` after adopting or releasing some, which the cache will tell.
+    async fn owned_sets(&self, d: &Deployment, selector: &Selector) -> Result<Option<Vec<Arc<ReplicaSet>>>, Error> {
+        let (mut owned, mut settled) = (Vec::new(), true);
+        let deleting = is_deleting(&d.metadata);
+        for rs in self.ctx.informers.replica_sets.list_namespace(namespace(&d.metadata)) {
+            let matches = meta::selects(selector, &rs.metadata);
+            match controller_of(&rs.metadata) {
+                Some(owner) if owner.uid == uid(&d.metadata) => {
+                    if matches {
+                        owned.push(rs);
+                    } else if !deleting && !is_deleting(&rs.metadata) {
+                        self.change_owner(d, &rs, false).await?;
+                        settled = false;
+                    }
+                }
+                None if matches && !deleting && !is_deleting(&rs.metadata) => {
+                    self.change_owner(d, &rs, true).await?;
+                    settled = false;
+                }
+                _ => {}
+            }
+        }
+        Ok(settled.then_some(owned))
+    }
+
+    async fn change_owner(&self, d: &Deployment, rs: &ReplicaSet, adopt: bool) -> Result<(), Error> {
+        let (ns, what) = (namespace(&d.metadata), name(&rs.metadata));
+        let doing = || format!("changing the owner of replica set {ns}/{what}");
+        let fresh = self.api.get(ns, name(&d.metadata)).await.doing(doing)?;
+        if uid(&fresh.metadata) != uid(&d.metadata) || is_deleting(&fresh.metadata) {
+            return Ok(());
+        }
+        let mut owners = rs.metadata.owner_references.clone().unwrap_or_default();
+        owners.retain(|o| o.uid != uid(&d.metadata));
+        owners.extend(adopt.then(|| controller_ref(d)));
+        let version = &rs.metadata.resource_version;
+        let patch = serde_json::json!({"metadata": {"resourceVersion": version, "ownerReferences": owners}});
+        self.sets.patch(ns, what, None, PatchKind::Merge, &patch).await.doing(doing)?;
+        Ok(())
+    }
+}
+
+impl Reconciler for Deployments {
+    type Key = Key;
+
+    fn name(&self) -> &'static str {
+        CONTROLLER
+    }
+
+    fn keys(&self) -> Vec<Key> {
+        self.ctx.informers.deployments.list().iter().map(|d| meta::key(&d.metadata)).collect()
+    }
+
+    async fn reconcile(&self, at: &Key) -> Result<Next, Error> {
+        let Some(d) = self.ctx.informers.deployments.get(&at.0, &at.1) else { return Ok(Next::Done) };
+        let Some(selector) = d.spec.as_ref().and_then(|s| meta::workload_selector(&s.selector)) else {
+            return Ok(Next::Done);
+        };
+        let Some(owned) = self.owned_sets(&d, &selector).await? else { return Ok(Next::Done) };
+        let pass = Pass {
+            of: self,
+            goal: Goal::of(&d),
+            sets: Sets::sort(&d, owned),
+            deployment: with_pause_condition(&d),
+        };
+        pass.run(&d).await
+    }
+}
+
+impl Pass<'_> {
+    async fn run(mut self, cached: &Deployment) -> Result<Next, Error> {
+        let paused = is_paused(cached);
+        if is_deleting(&cached.metadata) {
+            return self.write_counts(cached).await;
+        }
+        if paused || self.is_resized() {
+            self.sync_new(false).await?;
+            self.spread().await?;
+            if paused {
+                self.clean_up().await?;
+            }
+            return self.write_counts(cached).await;
+        }
+        if self.goal.recreate { self.recreate(cached).await } else { self.roll(cached).await }
+    }
+
+    /// True when `replicas` of the deployment changed since its ReplicaSets were last scaled.
+    fn is_resized(&self) -> bool {
+        let all = self.sets.all();
+        let mut active = all.iter().filter(|rs| wanted(rs) > 0);
+        active.any(|rs| revision::desired_replicas_annotation(&rs.metadata).is_some_and(|n| n != self.goal.replicas))
+    }
+
+    async fn roll(mut self, cached: &Deployment) -> Result<Next, Error> {
+        if !self.sync_new(true).await? {
+            return self.write_rollout(cached).await;
+        }
+        let Some(new) = self.sets.new.clone() else { return self.write_rollout(cached).await };
+        let total = self.sets.all().iter().map(|rs| wanted(rs)).sum();
+        let grown = rolling::new_size(&self.goal, wanted(&new), total);
+        if self.resize(&new, grown).await? {
+            return self.write_rollout(cached).await;
+        }
+        let steps = rolling::shrink_old(&self.goal, &Size::of(&new), &Size::all(&self.sets.old));
+        if self.resize_all(&steps).await? {
+            return self.write_rollout(cached).await;
+        }
+        self.finish(cached).await
+    }
+
+    async fn recreate(mut self, cached: &Deployment) -> Result<Next, Error> {
+        self.sync_new(false).await?;
+        let steps: Vec<_> =
+            self.sets.old.iter().filter(|rs| wanted(rs) > 0).map(|rs| (name(&rs.metadata).to_owned(), 0)).collect();
+        if self.resize_all(&steps).await? || self.old_pods_live() {
+            return self.write_rollout(cached).await;
+        }
+        if !self.sync_new(true).await? {
+            return self.write_rollout(cached).await;
+        }
+        if let Some(new) = self.sets.new.clone() {
+            self.resize(&new, self.goal.replicas).await?;
+        }
+        self.finish(cached).await
+    }
+
+    /// True while a pod of an old ReplicaSet has not ended.
+    fn old_pods_live(&self) -> bool {
+        let pods = self.of.ctx.informers.pods.list_namespace(namespace(&self.deployment.metadata));
+        pods.iter().filter(|pod| !crate::pods::is_finished(pod)).any(|pod| {
+            let owner = controller_of(&pod.metadata).map(|o| o.uid.as_str());
+            self.sets.old.iter().any(|rs| owner == Some(uid(&rs.metadata)))
+        })
+    }
+
+    async fn finish(self, cached: &Deployment) -> Result<Next, Error> {
+        let all = self.sets.all();
+        let status = status::counted(&self.deployment, &self.goal, self.sets.new.as_deref(), &all, &meta::now());
+        if status::is_complete(&self.deployment, &self.goal, &status) {
+            self.clean_up().await?;
+        }
+        self.write_rollout(cached).await
+    }
+
+    /// Brings the ReplicaSet of the present template up to date, creating it if wanted. False when the pass must
+    /// end: the name is taken by something else.
+    async fn sync_new(&mut self, create: bool) -> Result<bool, Error> {
+        let next = self.sets.next_revision();
+        match self.sets.new.clone() {
+            Some(known) => self.refresh_new(&known, next).await?,
+            None if create => {
+                if !self.create_new(next).await? {
+                    return Ok(false);
+                }
+            }
+            None => return Ok(true),
+        }
+        self.sync_revision().await?;
+        Ok(true)
+    }
+
+    async fn refresh_new(&mut self, known: &Arc<ReplicaSet>, next: i64) -> Result<(), Error> {
+        let mut rs = (**known).clone();
+        revision::annotate_new(&self.deployment, &mut rs.metadata, next);
+        let min_ready = self.deployment.spec.as_ref().and_then(|s| s.min_ready_seconds);
+        if let Some(spec) = rs.spec.as_mut().filter(|s| s.min_ready_seconds.unwrap_or(0) != min_ready.unwrap_or(0)) {
+            spec.min_ready_seconds = min_ready;
+        }
+        if rs != **known {
+            let what = || format!("updating replica set {}", name(&known.metadata));
+            self.sets.new = Some(Arc::new(self.of.sets.update(&rs).await.doing(what)?));
+        }
+        if status::deadline(&self.deployment).is_some() {
+            let message = format!("Found new replica set \"{}\"", name(&known.metadata));
+            self.begin_progress("FoundNewReplicaSet", message);
+        }
+        Ok(())
+    }
+
+    /// Sets the condition of a rollout that begins, if there is none yet.
+    fn begin_progress(&mut self, reason: &str, message: String) {
+        let status = self.deployment.status.get_or_insert_default();
+        if status::find(status, status::PROGRESSING).is_none() {
+            let condition = status::condition(status::PROGRESSING, true, reason, message, &meta::now());
+            status::set(status, condition);
+        }
+    }
+
+    async fn create_new(&mut self, next: i64) -> Result<bool, Error> {
+        let total = self.sets.old.iter().map(|rs| wanted(rs)).sum();
+        let replicas = rolling::new_size(&self.goal, 0, total);
+        let rs = revision::new_replica_set(&self.deployment, replicas, self.goal.ceiling(), next);
+        let (ns, set_name) = (namespace(&rs.metadata).to_owned(), name(&rs.metadata).to_owned());
+        match self.of.sets.create(&rs).await {
+            Ok(created) => {
+                if replicas > 0 {
+                    self.event(&format!("Scaled up replica set {set_name} from 0 to {replicas}"));
+                }
+                if status::deadline(&self.deployment).is_some() {
+                    let message = format!("Created new replica set \"{set_name}\"");
+                    let condition =
+                        status::condition(status::PROGRESSING, true, "NewReplicaSetCreated", message, &meta::now());
+                    status::set(self.deployment.status.get_or_insert_default(), condition);
+                }
+                self.sets.new = Some(Arc::new(created));
+                Ok(true)
+            }
+            Err(error) if error.is_already_exists() => {
+                let found = self.of.sets.get(&ns, &set_name).await.doing(|| format!("replica set {ns}/{set_name}"))?;
+                let ours = controller_of(&found.metadata).is_some_and(|o| o.uid == uid(&self.deployment.metadata));
+                if ours && revision::is_of_template(&found, &revision::template(&self.deployment)) {
+                    // The cache was behind.
+                    self.sets.new = Some(Arc::new(found));
+                    return Ok(true);
+                }
+                let status = self.deployment.status.get_or_insert_default();
+                status.collision_count = Some(status.collision_count.unwrap_or(0) + 1);
+                Ok(false)
+            }
+            Err(error) => {
+                let message = format!("Failed to create new replica set \"{set_name}\": {error}");
+                let condition =
+                    status::condition(status::PROGRESSING, false, "ReplicaSetCreateError", message, &meta::now());
+                let mut failed = self.deployment.clone();
+                let status = failed.status.get_or_insert_default();
+                let before = status.clone();
+                status::set(status, condition);
+                if *status != before && status::deadline(&self.deployment).is_some() {
+                    // The failure of the creation is the one to report.
+                    let _ = self.of.api.update_status(&failed).await;
+                }
+                Err(error).doing(|| format!("creating replica set {ns}/{set_name}"))
+            }
+        }
+    }
+
+    /// Hands the new ReplicaSet's revision number on to the deployment.
+    async fn sync_revision(&mut self) -> Result<(), Error> {
+        let Some(number) = self.sets.new.as_ref().and_then(|rs| annotation(&rs.metadata, revision::REVISION)) else {
+            return Ok(());
+        };
+        if annotation(&self.deployment.metadata, revision::REVISION) == Some(number) {
+            return Ok(());
+        }
+        let patch = serde_json::json!({"metadata": {"annotations": {revision::REVISION: number}}});
+        let (ns, name) = meta::key(&self.deployment.metadata);
+        let patched = self.of.api.patch(&ns, &name, None, PatchKind::Merge, &patch).await;
+        let patched = patched.doing(|| format!("revision of deployment {ns}/{name}"))?;
+        // The status written later in this pass must not conflict with this pass' own patch.
+        if patched.spec == self.deployment.spec {
+            self.deployment.metadata = patched.metadata;
+        }
+        Ok(())
+    }
+
+    /// Spreads the deployment's replicas over its ReplicaSets after a resize.
+    async fn spread(&mut self) -> Result<(), Error> {
+        let all = self.sets.all();
+        let active: Vec<_> = all.iter().filter(|rs| wanted(rs) > 0).cloned().collect();
+        let only = match active.as_slice() {
+            [] => self.sets.new.clone().or_else(|| self.sets.old.last().cloned()),
+            [one] => Some(one.clone()),
+            _ => None,
+        };
+        if let Some(rs) = only {
+            self.resize(&rs, self.goal.replicas).await?;
+            return Ok(());
+        }
+        if let Some(new) = self.sets.new.clone().filter(|rs| self.is_saturated(rs)) {
+            let old: Vec<_> = active.iter().filter(|rs| rs.metadata.uid != new.metadata.uid).collect();
+            let steps: Vec<_> = old.iter().map(|rs| (name(&rs.metadata).to_owned(), 0)).collect();
+            self.resize_all(&steps).await?;
+            return Ok(());
+        }
+        if !self.goal.recreate {
+            let replicas = self.deployment.status.as_ref().and_then(|s| s.replicas).unwrap_or(0);
+            let steps = rolling::proportional(&self.goal, replicas, &Size::all(&active));
+            for rs in &active {
+                let size = steps.iter().find(|(n, _)| *n == name(&rs.metadata)).map_or(wanted(rs), |(_, n)| *n);
+                self.resize(rs, size).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// True when the set has all replicas of the deployment, and they are available.
+    fn is_saturated(&self, rs: &ReplicaSet) -> bool {
+        let available = rs.status.as_ref().and_then(|s| s.available_replicas).unwrap_or(0);
+        let desired = revision::desired_replicas_annotation(&rs.metadata);
+        wanted(rs) == self.goal.replicas && desired == Some(self.goal.replicas) && available == self.goal.replicas
+    }
+
+    async fn resize_all(&mut self, steps: &[rolling::Resize]) -> Result<bool, Error> {
+        let mut changed = false;
+        for (set_name, replicas) in steps {
+            let all = self.sets.all();
+            if let Some(rs) = all.iter().find(|rs| name(&rs.metadata) == set_name) {
+                changed |= self.resize(rs, *replicas).await?;
+            }
+        }
+        Ok(changed)
+    }
+
+    /// Gives a ReplicaSet a number of replicas. True when that is another one than before.
+    async fn resize(&mut self, rs: &Arc<ReplicaSet>, replicas: i32) -> Result<bool, Error> {
+        let before = wanted(rs);
+        let mut changed = (**rs).clone();
+        changed.spec.get_or_insert_default().replicas = Some(replicas);
+        revision::annotate_scale(&mut changed.metadata, self.goal.replicas, self.goal.ceiling());
+        let annotations_only = before == replicas;
+        // Annotations alone are worth a write only where the next pass looks at them.
+        if changed == **rs || (annotations_only && before == 0) {
+            return Ok(false);
+        }
+        let what = || format!("scaling replica set {}", name(&rs.metadata));
+        let updated = Arc::new(self.of.sets.update(&changed).await.doing(what)?);
+        for slot in self.sets.old.iter_mut().chain(&mut self.sets.new) {
+            if slot.metadata.uid == updated.metadata.uid {
+                *slot = updated.clone();
+            }
+        }
+        if annotations_only {
+            return Ok(false);
+        }
+        let direction = if replicas > before { "up" } else { "down" };
+        self.event(&format!("Scaled {direction} replica set {} from {before} to {replicas}", name(&rs.metadata)));
+        Ok(true)
+    }
+
+    async fn clean_up(&self) -> Result<(), Error> {
+        let limit = self.deployment.spec.as_ref().and_then(|s| s.revision_history_limit).unwrap_or(10);
+        for rs in self.sets.expired(limit) {
+            let options = DeleteOptions { uid: rs.metadata.uid.clone(), ..DeleteOptions::default() };
+            match self.of.sets.delete(namespace(&rs.metadata), name(&rs.metadata), &options).await {
+                Err(error) if !error.is_not_found() => {
+                    return Err(error).doing(|| format!("deleting old replica set {}", name(&rs.metadata)));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    async fn write_counts(self, cached: &Deployment) -> Result<Next, Error> {
+        let all = self.sets.all();
+        let status = status::counted(&self.deployment, &self.goal, self.sets.new.as_deref(), &all, &meta::now());
+        self.write(cached, status, None).await
+    }
+
+    async fn write_rollout(self, cached: &Deployment) -> Result<Next, Error> {
+        let all = self.sets.all();
+        let (status, again) =
+            status::rollout(&self.deployment, &self.goal, self.sets.new.as_deref(), &all, &meta::now());
+        self.write(cached, status, again).await
+    }
+
+    async fn write(
+        mut self,
+        cached: &Deployment,
+        status: k8s_openapi::api::apps::v1::DeploymentStatus,
+        again: Option<Duration>,
+    ) -> Result<Next, Error> {
+        let next = again.map_or(Next::Done, Next::After);
+        if cached.status.as_ref() == Some(&status) {
+            return Ok(next);
+        }
+        self.deployment.status = Some(status);
+        let (ns, name) = meta::key(&cached.metadata);
+        match self.of.api.update_status(&self.deployment).await {
+            Err(error) if !error.is_not_found() => Err(error).doing(|| format!("status of deployment {ns}/{name}")),
+            _ => Ok(next),
+        }
+    }
+
+    fn event(&self, message: &str) {
+        let object = reference(&self.deployment);
+        self.of.recorder.event(&object, EventType::Normal, "ScalingReplicaSet", message);
+    }
+}
+
+fn wanted(rs: &ReplicaSet) -> i32 {
+    rs.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1)
+}
+
+fn is_paused(d: &Deployment) -> bool {
+    d.spec.as_ref().and_then(|s| s.paused) == Some(true)
+}
+
+/// The deployment with a `Progressing` condition that tells of a pause that began or ended.
+fn with_pause_condition(d: &Deployment) -> Deployment {
+    let mut d = d.clone();
+    if status::deadline(&d).is_none() {
+        return d;
+    }
+    let paused = is_paused(&d);
+    let status = d.status.get_or_insert_default();
+    let reason = status::find(status, status::PROGRESSING).and_then(|c| c.reason.clone());
+    let (reason, message) = match (paused, reason.as_deref()) {
+        (true, Some("DeploymentPaused" | "ProgressDeadlineExceeded")) => return d,
+        (true, _) => ("DeploymentPaused", "Deployment is paused"),
+        (false, Some("DeploymentPaused")) => ("DeploymentResumed", "Deployment is resumed"),
+        (false, _) => return d,
+    };
+    let mut condition = status::condition(status::PROGRESSING, false, reason, message.to_owned(), &meta::now());
+    condition.status = "Unknown".to_owned();
+    status::set(status, condition);
+    d
+}
+
+fn observe(ctx: &Arc<Context>, queue: &Arc<Queue<Key>>) {
+    let informers = &ctx.informers;
+    let q = queue.clone();
+    informers.deployments.observe(move |change| {
+        if let Some(d) = change.latest() {
+            q.add(meta::key(&d.metadata));
+        }
+    });
+    let (q, deployments) = (queue.clone(), informers.deployments.clone());
+    informers.replica_sets.observe(move |change| {
+        for rs in [&change.old, &change.new].into_iter().flatten() {
+            let ns = namespace(&rs.metadata);
+            match controller_of(&rs.metadata) {
+                Some(owner) if owner.kind == Deployment::KIND => q.add((ns.to_owned(), owner.name.clone())),
+                Some(_) => {}
+                None => {
+                    let selecting = deployments.list_namespace(ns).into_iter().filter(|d| {
+                        let selector = d.spec.as_ref().and_then(|s| meta::workload_selector(&s.selector));
+                        selector.is_some_and(|s| meta::selects(&s, &rs.metadata))
+                    });
+                    selecting.for_each(|d| q.add(meta::key(&d.metadata)));
+                }
+            }
+        }
+    });
+    // Recreate waits for the last old pod, of which no ReplicaSet's status tells.
+    let (q, sets) = (queue.clone(), informers.replica_sets.clone());
+    informers.pods.observe(move |change| {
+        let Some(pod) = change.latest().filter(|pod| change.new.is_none() || crate::pods::is_finished(pod)) else {
+            return;
+        };
+        let ns = namespace(&pod.metadata);
+        let set = controller_of(&pod.metadata).and_then(|owner| sets.get(ns, &owner.name));
+        if let Some(owner) = set.as_ref().and_then(|rs| controller_of(&rs.metadata)) {
+            q.add((ns.to_owned(), owner.name.clone()));
+        }
+    });
+}

@@ -1,0 +1,33 @@
+//! The supervisor: one small process per pod that owns the pod's namespaces, overlay mounts, stdio, log files and
+//! exit codes, and outlives the main process.
+//!
+//! ```text
+//!   node (client) ──proto over DIR/supervisor.sock──► server ──► pod ──► cumulet_container
+//!                                                        sessions   stdio ──► log files
+//! ```
+//!
+//! Files in the pod's directory: `sandbox.json` (what the pod is), `supervisor.pid` (locked while it runs),
+//! `supervisor.sock`, `supervisor.log`, `state.json` (every container's newest instance, replaced atomically before
+//! anybody is told), `c/<container>-<attempt>/` (bundle of one run) and `run/` (libcontainer's state).
+//!
+//! Signals: TERM, INT and HUP are ignored, so that a service manager which stops the main process does not stop pods;
+//! only `Request::Shutdown` ends a supervisor in order. When it is killed, every container dies with it (the
+//! parent-death signal), its mounts and namespaces vanish with the last process, and the exit codes of what had
+//! ended before are in `state.json`; [`client::clean_up`] removes the rest.
+
+pub mod client;
+mod daemon;
+pub mod files;
+mod frame;
+mod io;
+mod live;
+mod log;
+mod pod;
+pub mod proto;
+mod reaper;
+mod server;
+mod session;
+mod sockets;
+
+pub use client::{Supervisor, SupervisorError};
+pub use daemon::run;

@@ -1,0 +1,39 @@
+//! Supervisors and containers for real: every case starts a supervisor process (this same program) and containers of
+//! a tiny static root file system. Needs root, cgroups and a C compiler; says so and succeeds where they are missing.
+//!
+//! A program of its own instead of the usual harness, because `exe supervise DIR` must be the supervisor. Arguments
+//! are substrings of the names of the cases to run.
+
+mod cases;
+mod kit;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().collect();
+    if let [_, verb, dir] = &args[..]
+        && verb == "supervise"
+    {
+        return cumulet_node::supervisor::run(Path::new(dir));
+    }
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: needs root");
+        return ExitCode::SUCCESS;
+    }
+    let wanted: Vec<&String> = args[1..].iter().filter(|a| !a.starts_with('-')).collect();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let mut failed = 0;
+    for (name, case) in cases::ALL {
+        if !wanted.is_empty() && !wanted.iter().any(|w| name.contains(w.as_str())) {
+            continue;
+        }
+        let started = std::time::Instant::now();
+        // A case that fails panics in a task of its own.
+        let outcome = runtime.block_on(async { tokio::spawn(case()).await });
+        let verdict = if outcome.is_ok() { "ok" } else { "FAILED" };
+        println!("{verdict:6} {name} ({} ms)", started.elapsed().as_millis());
+        failed += u32::from(outcome.is_err());
+    }
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
