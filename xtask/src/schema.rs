@@ -102,7 +102,7 @@ struct Tables {
 }
 
 /// Runs the task.
-pub fn run(args: &[String]) -> anyhow::Result<()> {
+pub(crate) fn run(args: &[String]) -> anyhow::Result<()> {
     let [flag, from] = args else { bail!("usage: cargo xtask schema --from DIR") };
     if flag != "--from" {
         bail!("usage: cargo xtask schema --from DIR");
