@@ -159,7 +159,8 @@ pub fn clean_up(dir: &Path, cgroup: &str) -> Result<(), SupervisorError> {
         .map_err(|e| SupervisorError::failed("cannot clean up", e))?;
     for name in [files::SOCKET, files::PID, files::RUNS, files::RUNTIME, files::SHM] {
         let path = dir.join(name);
-        let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        let removed =
+            if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
         match removed {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                 return Err(SupervisorError::failed("cannot clean up", format!("{}: {e}", path.display())));
@@ -193,7 +194,9 @@ async fn launch(exe: &Path, dir: &Path) -> Result<(), SupervisorError> {
     match said.trim() {
         "ready" => Ok(()),
         "" => Err(SupervisorError::failed("supervisor ended before it was ready", last_words(dir, status))),
-        message => Err(SupervisorError { reason: "CreatePodSandboxError".into(), message: message.to_owned() }),
+        message => {
+            Err(SupervisorError { reason: "CreatePodSandboxError".into(), message: message.to_owned() })
+        }
     }
 }
 

@@ -79,10 +79,7 @@ pub(super) fn pipes(stdin: bool) -> io::Result<Pipes> {
     };
     let (out, their_out) = io::pipe()?;
     let (err, their_err) = io::pipe()?;
-    let theirs = cumulet_container::Stdio::Pipes {
-        stdin: input,
-        stdout: their_out.into(),
-        stderr: their_err.into(),
-    };
+    let theirs =
+        cumulet_container::Stdio::Pipes { stdin: input, stdout: their_out.into(), stderr: their_err.into() };
     Ok(Pipes { theirs, stdin, output: [out.into(), err.into()] })
 }

@@ -137,7 +137,8 @@ impl Log {
         }
         if self.lost_lines > 0 {
             let mut notice = Vec::new();
-            let text = format!("cumulet: {} log lines were lost: the log could not be written", self.lost_lines);
+            let text =
+                format!("cumulet: {} log lines were lost: the log could not be written", self.lost_lines);
             entry(&mut notice, &timestamp(), Channel::Stderr, "F", text.as_bytes());
             self.put(&notice)?;
             self.lost_lines = 0;
@@ -324,6 +325,8 @@ mod tests {
         assert_eq!(log.tail(), "one\ntwo\n");
         (0..500).for_each(|n| log.write(Channel::Stderr, format!("line {n}\n").as_bytes()));
         let tail = log.tail();
-        assert!(tail.ends_with("line 499\n") && tail.len() <= TAIL_BYTES && tail.lines().count() <= TAIL_LINES);
+        assert!(
+            tail.ends_with("line 499\n") && tail.len() <= TAIL_BYTES && tail.lines().count() <= TAIL_LINES
+        );
     }
 }

@@ -12,7 +12,9 @@ use super::files::{self, State};
 use super::io::{Pipes, Stream, pipes};
 use super::live::Live;
 use super::log::{Channel, Limits, Log, last_bytes};
-use super::proto::{ContainerStart, Ended, Event, Instance, InstanceState, PodNetwork, Reply, Request, SandboxSpec};
+use super::proto::{
+    ContainerStart, Ended, Event, Instance, InstanceState, PodNetwork, Reply, Request, SandboxSpec,
+};
 use super::reaper::{ExitStatus, Reaper};
 use cumulet_container::cgroup::Cgroup;
 use cumulet_container::spec::{Mount, MountSource, Propagation};

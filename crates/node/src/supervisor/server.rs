@@ -45,7 +45,11 @@ async fn connection(stream: UnixStream, pod: &Rc<Pod>, stop: &Notify) -> io::Res
     let hello: Hello = first.decode()?;
     if hello.version > VERSION {
         let text = format!("supervisor speaks version {VERSION}, client {}", hello.version);
-        return frame::write(&mut writer, &Frame::json(&ToClient::Reply(refuse("UnsupportedVersion", text)))?).await;
+        return frame::write(
+            &mut writer,
+            &Frame::json(&ToClient::Reply(refuse("UnsupportedVersion", text)))?,
+        )
+        .await;
     }
     if hello.session {
         return session::serve(pod, reader, writer).await;
@@ -63,7 +67,11 @@ async fn connection(stream: UnixStream, pod: &Rc<Pod>, stop: &Notify) -> io::Res
 }
 
 /// Carries out requests until the client goes or the pod has been shut down; true for the latter.
-async fn requests(reader: &mut OwnedReadHalf, pod: &Rc<Pod>, replies: &mpsc::Sender<Reply>) -> io::Result<bool> {
+async fn requests(
+    reader: &mut OwnedReadHalf,
+    pod: &Rc<Pod>,
+    replies: &mpsc::Sender<Reply>,
+) -> io::Result<bool> {
     while let Some(frame) = frame::read(reader).await? {
         let request: Request = frame.decode()?;
         let shutdown = matches!(request, Request::Shutdown);
@@ -77,7 +85,11 @@ async fn requests(reader: &mut OwnedReadHalf, pod: &Rc<Pod>, replies: &mpsc::Sen
 }
 
 /// Writes events and replies. Ends when there are no more replies to come, or the client fell too far behind.
-async fn write(mut writer: OwnedWriteHalf, mut events: mpsc::Receiver<Event>, mut replies: mpsc::Receiver<Reply>) {
+async fn write(
+    mut writer: OwnedWriteHalf,
+    mut events: mpsc::Receiver<Event>,
+    mut replies: mpsc::Receiver<Reply>,
+) {
     loop {
         let message = tokio::select! {
             // What a request caused is told before its reply. Both receives are cancel-safe.

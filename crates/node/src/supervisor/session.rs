@@ -22,7 +22,11 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 /// Serves a session connection to its end.
-pub(super) async fn serve(pod: &Rc<Pod>, mut reader: OwnedReadHalf, mut writer: OwnedWriteHalf) -> io::Result<()> {
+pub(super) async fn serve(
+    pod: &Rc<Pod>,
+    mut reader: OwnedReadHalf,
+    mut writer: OwnedWriteHalf,
+) -> io::Result<()> {
     let Some(first) = frame::read(&mut reader).await? else { return Ok(()) };
     let opened = match first.decode()? {
         SessionRequest::Exec { container, command, stdin, tty, timeout_ms } => {
@@ -114,11 +118,8 @@ fn open_exec(pod: &Rc<Pod>, container: &str, order: &Command) -> Result<Session,
     let live = pod.find(container).ok_or_else(|| not_running(container))?;
     let failed = |e: io::Error| refuse("ExecError", e);
     let made = pipes(order.stdin).map_err(failed)?;
-    let (stdio, stdin, output) = if order.tty {
-        (Stdio::Terminal, None, None)
-    } else {
-        (made.theirs, made.stdin, Some(made.output))
-    };
+    let (stdio, stdin, output) =
+        if order.tty { (Stdio::Terminal, None, None) } else { (made.theirs, made.stdin, Some(made.output)) };
     let tag = NEXT.replace(NEXT.get() + 1).to_string();
     let started = live.bundle.exec(&live.spec, &order.command, &tag, stdio);
     let Started { pid, terminal } = started.map_err(|error| refuse(error.reason(), error))?;
@@ -209,7 +210,12 @@ async fn read_input(from: &mut OwnedReadHalf, to: &mut Input) -> io::Result<()> 
                     terminal.resize(columns, rows)?;
                 }
             }
-            other => return Err(io::Error::new(io::ErrorKind::InvalidData, format!("unexpected {other:?} frame"))),
+            other => {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    format!("unexpected {other:?} frame"),
+                ));
+            }
         }
     }
     Ok(())

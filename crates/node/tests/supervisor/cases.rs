@@ -80,7 +80,8 @@ async fn signals() {
     let ended = pod.run(pod.order("segv", &["kill", "11"])).await;
     // The first process of a pid namespace is immune to its own signals: abort ends it by an instruction.
     assert!(ended.exit_code > 128, "{ended:?}");
-    let signal = |container: &str, attempt, signal| Request::Signal { container: container.into(), attempt, signal };
+    let signal =
+        |container: &str, attempt, signal| Request::Signal { container: container.into(), attempt, signal };
     pod.start(pod.order("polite", &["sleep"])).await.unwrap();
     wait_until("it is ready", || pod.log_path("polite", 0).exists() && !pod.log("polite").is_empty()).await;
     pod.supervisor.request(signal("polite", 9, 15)).await.unwrap();
@@ -313,7 +314,8 @@ async fn exec() {
     // As confined as the container itself.
     let session = pod.exec("c", &["tool", "probe"], false, false).await.unwrap();
     let (out, _, _) = collect(session).await;
-    for line in ["Seccomp:\t2", "CapEff:\t00000000a80425fb", "mount Operation not permitted", "host pod-host"] {
+    for line in ["Seccomp:\t2", "CapEff:\t00000000a80425fb", "mount Operation not permitted", "host pod-host"]
+    {
         assert!(out.contains(line), "{line} in {out}");
     }
     assert!(!out.contains("leak"), "{out}");
@@ -363,8 +365,11 @@ async fn attach() {
     let mut order = pod.order("cat", &["cat"]);
     (order.stdin, order.stdin_once) = (true, true);
     pod.start(order).await.unwrap();
-    let mut watcher =
-        pod.supervisor.session(SessionRequest::Attach { container: "cat".into(), stdin: false }).await.unwrap();
+    let mut watcher = pod
+        .supervisor
+        .session(SessionRequest::Attach { container: "cat".into(), stdin: false })
+        .await
+        .unwrap();
     let session = pod.supervisor.session(request()).await.unwrap();
     send(&session, "one\n").await;
     let Some(Output::Stdout(seen)) = watcher.output.recv().await else { panic!() };
@@ -378,8 +383,11 @@ async fn attach() {
     let mut order = pod.order("tty", &["size"]);
     (order.stdin, order.tty) = (true, true);
     pod.start(order).await.unwrap();
-    let session =
-        pod.supervisor.session(SessionRequest::Attach { container: "tty".into(), stdin: true }).await.unwrap();
+    let session = pod
+        .supervisor
+        .session(SessionRequest::Attach { container: "tty".into(), stdin: true })
+        .await
+        .unwrap();
     session.input.send(Input::Resize { columns: 80, rows: 25 }).await.unwrap();
     send(&session, "\n").await;
     let (out, _, code) = collect(session).await;
@@ -402,7 +410,8 @@ async fn adoption() {
     assert!(matches!(containers["c"].state, InstanceState::Running { .. }));
     assert!(matches!(&containers["done"].state, InstanceState::Ended(ended) if ended.exit_code == 4));
     // A service manager's goodbye does not reach the pod.
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(again.pid()), nix::sys::signal::Signal::SIGTERM).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(again.pid()), nix::sys::signal::Signal::SIGTERM)
+        .unwrap();
     let session = pod.exec("c", &["tool", "true"], false, false).await.unwrap();
     assert_eq!(collect(session).await.2, 0);
     pod.close().await;

@@ -55,9 +55,10 @@ impl Pod {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let dir = tempfile::Builder::new().prefix("container-").tempdir().unwrap();
         let path = dir.path();
-        for (layer, file, content) in
-            [("base", "etc/passwd", "web:x:33:34::/var/www:\n"), ("top", "etc/group", "web:x:34:\naudio:x:29:web\n")]
-        {
+        for (layer, file, content) in [
+            ("base", "etc/passwd", "web:x:33:34::/var/www:\n"),
+            ("top", "etc/group", "web:x:34:\naudio:x:29:web\n"),
+        ] {
             let file = path.join("layers").join(layer).join(file);
             std::fs::create_dir_all(file.parent().unwrap()).unwrap();
             std::fs::write(file, content).unwrap();
@@ -134,7 +135,8 @@ impl Pod {
     pub async fn ended(&mut self, name: &str, attempt: u32) -> Ended {
         let wait = async {
             loop {
-                if let Some(Instance { attempt: a, state: InstanceState::Ended(ended), .. }) = self.known.get(name)
+                if let Some(Instance { attempt: a, state: InstanceState::Ended(ended), .. }) =
+                    self.known.get(name)
                     && *a == attempt
                 {
                     return ended.clone();
@@ -160,7 +162,13 @@ impl Pod {
         text.lines().map(|line| line.split_once(' ').unwrap().1.to_owned()).collect()
     }
 
-    pub async fn exec(&self, name: &str, args: &[&str], stdin: bool, tty: bool) -> Result<Session, SupervisorError> {
+    pub async fn exec(
+        &self,
+        name: &str,
+        args: &[&str],
+        stdin: bool,
+        tty: bool,
+    ) -> Result<Session, SupervisorError> {
         self.exec_for(name, args, stdin, tty, 0).await
     }
 

@@ -4,6 +4,12 @@
 //! A program of its own instead of the usual harness, because `exe supervise DIR` must be the supervisor. Arguments
 //! are substrings of the names of the cases to run.
 
+#![expect(
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "a test program has no public interface and fails by panicking"
+)]
+
 mod cases;
 mod kit;
 
