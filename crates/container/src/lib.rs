@@ -23,4 +23,4 @@ mod users;
 
 pub use error::Error;
 pub use runtime::{Bundle, Started, Stdio};
-pub use spec::ContainerSpec;
+pub use spec::{ContainerSpec, Mount, MountSource, Namespaces, Propagation, Resources, Security};
