@@ -81,7 +81,12 @@ pub struct EventRecorder {
 impl EventRecorder {
     /// Starts a recorder for `component` (such as `kubelet`) on `host` (empty for none). After `shutdown` what is
     /// queued is still written, for one second at most.
-    pub fn spawn(cluster: Arc<dyn Cluster>, component: &str, host: &str, shutdown: CancellationToken) -> Self {
+    pub fn spawn(
+        cluster: Arc<dyn Cluster>,
+        component: &str,
+        host: &str,
+        shutdown: CancellationToken,
+    ) -> Self {
         let (queue, inbox) = mpsc::channel(QUEUE);
         let source = EventSource {
             component: Some(component.to_owned()),
@@ -97,7 +102,11 @@ impl EventRecorder {
     pub fn event(&self, object: &ObjectReference, event_type: EventType, reason: &str, message: &str) {
         let text = |field: &Option<String>| field.clone().unwrap_or_default();
         let key = EventKey {
-            namespace: object.namespace.clone().filter(|n| !n.is_empty()).unwrap_or_else(|| "default".to_owned()),
+            namespace: object
+                .namespace
+                .clone()
+                .filter(|n| !n.is_empty())
+                .unwrap_or_else(|| "default".to_owned()),
             kind: text(&object.kind),
             name: text(&object.name),
             uid: text(&object.uid),
@@ -193,7 +202,9 @@ impl Writer {
         for (key, result) in written.await {
             match result {
                 Ok(written) => self.remember(key, written),
-                Err(error) => tracing::debug!(reason = key.reason, object = key.name, %error, "event was lost"),
+                Err(error) => {
+                    tracing::debug!(reason = key.reason, object = key.name, %error, "event was lost")
+                }
             }
         }
     }
@@ -249,7 +260,11 @@ fn new_event(source: &EventSource, group: &Group) -> Event {
     // Kubernetes' own form: the object's name and the nanoseconds of the first occurrence, in hexadecimal.
     let name = format!("{}.{:x}", key.name, group.first.as_nanosecond());
     Event {
-        metadata: ObjectMeta { name: Some(name), namespace: Some(key.namespace.clone()), ..ObjectMeta::default() },
+        metadata: ObjectMeta {
+            name: Some(name),
+            namespace: Some(key.namespace.clone()),
+            ..ObjectMeta::default()
+        },
         involved_object: group.object.clone(),
         type_: Some(key.event_type.as_str().to_owned()),
         reason: Some(key.reason.clone()),

@@ -30,7 +30,7 @@ pub(crate) const TERMINATING: &str = "because it is being terminated";
 
 /// Why a pass failed.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub(crate) enum Error {
     /// The API server refused a call.
     #[error("{doing}: {source}")]
     Api {
@@ -232,7 +232,9 @@ impl<R: Reconciler> Driver<R> {
         let controller = self.reconciler.name();
         match result {
             Ok(next) => tracing::debug!(controller, ?key, micros, ?next, "pass"),
-            Err(error) if error.is_race() => tracing::debug!(controller, ?key, micros, %error, "pass lost a race"),
+            Err(error) if error.is_race() => {
+                tracing::debug!(controller, ?key, micros, %error, "pass lost a race")
+            }
             Err(error) => {
                 tracing::debug!(controller, ?key, micros, %error, "pass failed");
                 self.counters.errors.fetch_add(1, Ordering::Relaxed);
@@ -268,7 +270,9 @@ mod tests {
 
     #[test]
     fn backoff_grows_to_its_limit() {
-        for (failures, millis) in [(0, 5), (1, 5), (2, 10), (5, 80), (14, 40_960), (15, 60_000), (u32::MAX, 60_000)] {
+        for (failures, millis) in
+            [(0, 5), (1, 5), (2, 10), (5, 80), (14, 40_960), (15, 60_000), (u32::MAX, 60_000)]
+        {
             assert_eq!(backoff(failures, 1.0), Duration::from_millis(millis), "{failures}");
             assert_eq!(backoff(failures, 0.0), Duration::from_millis(millis) / 2, "{failures}");
         }

@@ -44,7 +44,9 @@ impl Endpoints {
         let Some(existing) = existing.filter(|e| is_managed(&e.metadata)) else { return Ok(()) };
         let options = DeleteOptions { uid: existing.metadata.uid.clone(), ..DeleteOptions::default() };
         match self.api.delete(ns, service, &options).await {
-            Err(error) if !error.is_not_found() => Err(error).doing(|| format!("deleting endpoints {ns}/{service}")),
+            Err(error) if !error.is_not_found() => {
+                Err(error).doing(|| format!("deleting endpoints {ns}/{service}"))
+            }
             _ => Ok(()),
         }
     }

@@ -52,16 +52,23 @@ impl EndpointSlices {
     async fn carry_out(&self, ns: &str, plan: Plan) -> Result<(), Error> {
         // What appears comes before what goes, so that no endpoint is missing in between.
         for slice in &plan.create {
-            self.api.create(slice).await.doing(|| format!("creating endpoint slice {ns}/{}", name(&slice.metadata)))?;
+            self.api
+                .create(slice)
+                .await
+                .doing(|| format!("creating endpoint slice {ns}/{}", name(&slice.metadata)))?;
         }
         for slice in &plan.update {
-            self.api.update(slice).await.doing(|| format!("updating endpoint slice {ns}/{}", name(&slice.metadata)))?;
+            self.api
+                .update(slice)
+                .await
+                .doing(|| format!("updating endpoint slice {ns}/{}", name(&slice.metadata)))?;
         }
         for slice in &plan.delete {
             let options = DeleteOptions { uid: slice.metadata.uid.clone(), ..DeleteOptions::default() };
             match self.api.delete(ns, name(&slice.metadata), &options).await {
                 Err(error) if !error.is_not_found() => {
-                    return Err(error).doing(|| format!("deleting endpoint slice {ns}/{}", name(&slice.metadata)));
+                    return Err(error)
+                        .doing(|| format!("deleting endpoint slice {ns}/{}", name(&slice.metadata)));
                 }
                 _ => {}
             }

@@ -32,7 +32,8 @@ pub(crate) struct Informers {
 impl Informers {
     /// Starts all informers; they run until `shutdown`.
     pub(crate) fn spawn(cluster: &Arc<dyn Cluster>, shutdown: &CancellationToken) -> Self {
-        let root_ca = ListOptions { field_selector: Some(format!("metadata.name={ROOT_CA}")), ..Default::default() };
+        let root_ca =
+            ListOptions { field_selector: Some(format!("metadata.name={ROOT_CA}")), ..Default::default() };
         Self {
             pods: start(cluster, shutdown),
             nodes: start(cluster, shutdown),

@@ -30,7 +30,8 @@ impl ReplicaOwner for ReplicaSet {
 
     fn status(&self) -> ReplicaStatus {
         let Some(status) = &self.status else { return ReplicaStatus::default() };
-        let failure = status.conditions.iter().flatten().find(|c| c.type_ == REPLICA_FAILURE && c.status == "True");
+        let failure =
+            status.conditions.iter().flatten().find(|c| c.type_ == REPLICA_FAILURE && c.status == "True");
         ReplicaStatus {
             counts: Counts {
                 replicas: status.replicas,

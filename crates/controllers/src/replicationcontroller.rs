@@ -1,8 +1,8 @@
 //! ReplicationControllers, the older ReplicaSets: the adapter for [`crate::replicas`].
 
 use crate::meta::map_selector;
-use crate::replicaset::REPLICA_FAILURE;
 use crate::replicas::{Counts, Failure, ReplicaOwner, ReplicaStatus};
+use crate::replicaset::REPLICA_FAILURE;
 use cumulet_api::selector::Selector;
 use k8s_openapi::api::core::v1::{
     PodTemplateSpec, ReplicationController, ReplicationControllerCondition, ReplicationControllerStatus,
@@ -29,7 +29,8 @@ impl ReplicaOwner for ReplicationController {
 
     fn status(&self) -> ReplicaStatus {
         let Some(status) = &self.status else { return ReplicaStatus::default() };
-        let failure = status.conditions.iter().flatten().find(|c| c.type_ == REPLICA_FAILURE && c.status == "True");
+        let failure =
+            status.conditions.iter().flatten().find(|c| c.type_ == REPLICA_FAILURE && c.status == "True");
         ReplicaStatus {
             counts: Counts {
                 replicas: status.replicas,

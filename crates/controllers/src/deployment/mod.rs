@@ -62,7 +62,11 @@ impl Deployments {
     }
 
     /// The ReplicaSets of a deployment; `None` after adopting or releasing some, which the cache will tell.
-    async fn owned_sets(&self, d: &Deployment, selector: &Selector) -> Result<Option<Vec<Arc<ReplicaSet>>>, Error> {
+    async fn owned_sets(
+        &self,
+        d: &Deployment,
+        selector: &Selector,
+    ) -> Result<Option<Vec<Arc<ReplicaSet>>>, Error> {
         let (mut owned, mut settled) = (Vec::new(), true);
         let deleting = is_deleting(&d.metadata);
         for rs in self.ctx.informers.replica_sets.list_namespace(namespace(&d.metadata)) {
@@ -115,6 +119,7 @@ impl Reconciler for Deployments {
     }
 
     async fn reconcile(&self, at: &Key) -> Result<Next, Error> {
+        // Deployments are large values and several are held across awaits, hence the boxes here and below.
         let Some(d) = self.ctx.informers.deployments.get(&at.0, &at.1) else { return Ok(Next::Done) };
         let Some(selector) = d.spec.as_ref().and_then(|s| meta::workload_selector(&s.selector)) else {
             return Ok(Next::Done);
@@ -126,7 +131,7 @@ impl Reconciler for Deployments {
             sets: Sets::sort(&d, owned),
             deployment: with_pause_condition(&d),
         };
-        pass.run(&d).await
+        Box::pin(pass.run(&d)).await
     }
 }
 
@@ -144,14 +149,20 @@ impl Pass<'_> {
             }
             return self.write_counts(cached).await;
         }
-        if self.goal.recreate { self.recreate(cached).await } else { self.roll(cached).await }
+        if self.goal.recreate {
+            Box::pin(self.recreate(cached)).await
+        } else {
+            Box::pin(self.roll(cached)).await
+        }
     }
 
     /// True when `replicas` of the deployment changed since its ReplicaSets were last scaled.
     fn is_resized(&self) -> bool {
         let all = self.sets.all();
         let mut active = all.iter().filter(|rs| wanted(rs) > 0);
-        active.any(|rs| revision::desired_replicas_annotation(&rs.metadata).is_some_and(|n| n != self.goal.replicas))
+        active.any(|rs| {
+            revision::desired_replicas_annotation(&rs.metadata).is_some_and(|n| n != self.goal.replicas)
+        })
     }
 
     async fn roll(mut self, cached: &Deployment) -> Result<Next, Error> {
@@ -173,8 +184,13 @@ impl Pass<'_> {
 
     async fn recreate(mut self, cached: &Deployment) -> Result<Next, Error> {
         self.sync_new(false).await?;
-        let steps: Vec<_> =
-            self.sets.old.iter().filter(|rs| wanted(rs) > 0).map(|rs| (name(&rs.metadata).to_owned(), 0)).collect();
+        let steps: Vec<_> = self
+            .sets
+            .old
+            .iter()
+            .filter(|rs| wanted(rs) > 0)
+            .map(|rs| (name(&rs.metadata).to_owned(), 0))
+            .collect();
         if self.resize_all(&steps).await? || self.old_pods_live() {
             return self.write_rollout(cached).await;
         }
@@ -198,7 +214,8 @@ impl Pass<'_> {
 
     async fn finish(self, cached: &Deployment) -> Result<Next, Error> {
         let all = self.sets.all();
-        let status = status::counted(&self.deployment, &self.goal, self.sets.new.as_deref(), &all, &meta::now());
+        let status =
+            status::counted(&self.deployment, &self.goal, self.sets.new.as_deref(), &all, &meta::now());
         if status::is_complete(&self.deployment, &self.goal, &status) {
             self.clean_up().await?;
         }
@@ -226,7 +243,9 @@ impl Pass<'_> {
         let mut rs = (**known).clone();
         revision::annotate_new(&self.deployment, &mut rs.metadata, next);
         let min_ready = self.deployment.spec.as_ref().and_then(|s| s.min_ready_seconds);
-        if let Some(spec) = rs.spec.as_mut().filter(|s| s.min_ready_seconds.unwrap_or(0) != min_ready.unwrap_or(0)) {
+        if let Some(spec) =
+            rs.spec.as_mut().filter(|s| s.min_ready_seconds.unwrap_or(0) != min_ready.unwrap_or(0))
+        {
             spec.min_ready_seconds = min_ready;
         }
         if rs != **known {
@@ -261,16 +280,27 @@ impl Pass<'_> {
                 }
                 if status::deadline(&self.deployment).is_some() {
                     let message = format!("Created new replica set \"{set_name}\"");
-                    let condition =
-                        status::condition(status::PROGRESSING, true, "NewReplicaSetCreated", message, &meta::now());
+                    let condition = status::condition(
+                        status::PROGRESSING,
+                        true,
+                        "NewReplicaSetCreated",
+                        message,
+                        &meta::now(),
+                    );
                     status::set(self.deployment.status.get_or_insert_default(), condition);
                 }
                 self.sets.new = Some(Arc::new(created));
                 Ok(true)
             }
             Err(error) if error.is_already_exists() => {
-                let found = self.of.sets.get(&ns, &set_name).await.doing(|| format!("replica set {ns}/{set_name}"))?;
-                let ours = controller_of(&found.metadata).is_some_and(|o| o.uid == uid(&self.deployment.metadata));
+                let found = self
+                    .of
+                    .sets
+                    .get(&ns, &set_name)
+                    .await
+                    .doing(|| format!("replica set {ns}/{set_name}"))?;
+                let ours =
+                    controller_of(&found.metadata).is_some_and(|o| o.uid == uid(&self.deployment.metadata));
                 if ours && revision::is_of_template(&found, &revision::template(&self.deployment)) {
                     // The cache was behind.
                     self.sets.new = Some(Arc::new(found));
@@ -282,8 +312,13 @@ impl Pass<'_> {
             }
             Err(error) => {
                 let message = format!("Failed to create new replica set \"{set_name}\": {error}");
-                let condition =
-                    status::condition(status::PROGRESSING, false, "ReplicaSetCreateError", message, &meta::now());
+                let condition = status::condition(
+                    status::PROGRESSING,
+                    false,
+                    "ReplicaSetCreateError",
+                    message,
+                    &meta::now(),
+                );
                 let mut failed = self.deployment.clone();
                 let status = failed.status.get_or_insert_default();
                 let before = status.clone();
@@ -299,7 +334,8 @@ impl Pass<'_> {
 
     /// Hands the new ReplicaSet's revision number on to the deployment.
     async fn sync_revision(&mut self) -> Result<(), Error> {
-        let Some(number) = self.sets.new.as_ref().and_then(|rs| annotation(&rs.metadata, revision::REVISION)) else {
+        let Some(number) = self.sets.new.as_ref().and_then(|rs| annotation(&rs.metadata, revision::REVISION))
+        else {
             return Ok(());
         };
         if annotation(&self.deployment.metadata, revision::REVISION) == Some(number) {
@@ -339,7 +375,8 @@ impl Pass<'_> {
             let replicas = self.deployment.status.as_ref().and_then(|s| s.replicas).unwrap_or(0);
             let steps = rolling::proportional(&self.goal, replicas, &Size::all(&active));
             for rs in &active {
-                let size = steps.iter().find(|(n, _)| *n == name(&rs.metadata)).map_or(wanted(rs), |(_, n)| *n);
+                let size =
+                    steps.iter().find(|(n, _)| *n == name(&rs.metadata)).map_or(wanted(rs), |(_, n)| *n);
                 self.resize(rs, size).await?;
             }
         }
@@ -350,7 +387,9 @@ impl Pass<'_> {
     fn is_saturated(&self, rs: &ReplicaSet) -> bool {
         let available = rs.status.as_ref().and_then(|s| s.available_replicas).unwrap_or(0);
         let desired = revision::desired_replicas_annotation(&rs.metadata);
-        wanted(rs) == self.goal.replicas && desired == Some(self.goal.replicas) && available == self.goal.replicas
+        wanted(rs) == self.goal.replicas
+            && desired == Some(self.goal.replicas)
+            && available == self.goal.replicas
     }
 
     async fn resize_all(&mut self, steps: &[rolling::Resize]) -> Result<bool, Error> {
@@ -386,7 +425,10 @@ impl Pass<'_> {
             return Ok(false);
         }
         let direction = if replicas > before { "up" } else { "down" };
-        self.event(&format!("Scaled {direction} replica set {} from {before} to {replicas}", name(&rs.metadata)));
+        self.event(&format!(
+            "Scaled {direction} replica set {} from {before} to {replicas}",
+            name(&rs.metadata)
+        ));
         Ok(true)
     }
 
@@ -406,7 +448,8 @@ impl Pass<'_> {
 
     async fn write_counts(self, cached: &Deployment) -> Result<Next, Error> {
         let all = self.sets.all();
-        let status = status::counted(&self.deployment, &self.goal, self.sets.new.as_deref(), &all, &meta::now());
+        let status =
+            status::counted(&self.deployment, &self.goal, self.sets.new.as_deref(), &all, &meta::now());
         self.write(cached, status, None).await
     }
 
@@ -430,7 +473,9 @@ impl Pass<'_> {
         self.deployment.status = Some(status);
         let (ns, name) = meta::key(&cached.metadata);
         match self.of.api.update_status(&self.deployment).await {
-            Err(error) if !error.is_not_found() => Err(error).doing(|| format!("status of deployment {ns}/{name}")),
+            Err(error) if !error.is_not_found() => {
+                Err(error).doing(|| format!("status of deployment {ns}/{name}"))
+            }
             _ => Ok(next),
         }
     }
@@ -464,7 +509,8 @@ fn with_pause_condition(d: &Deployment) -> Deployment {
         (false, Some("DeploymentPaused")) => ("DeploymentResumed", "Deployment is resumed"),
         (false, _) => return d,
     };
-    let mut condition = status::condition(status::PROGRESSING, false, reason, message.to_owned(), &meta::now());
+    let mut condition =
+        status::condition(status::PROGRESSING, false, reason, message.to_owned(), &meta::now());
     condition.status = "Unknown".to_owned();
     status::set(status, condition);
     d
@@ -498,7 +544,8 @@ fn observe(ctx: &Arc<Context>, queue: &Arc<Queue<Key>>) {
     // Recreate waits for the last old pod, of which no ReplicaSet's status tells.
     let (q, sets) = (queue.clone(), informers.replica_sets.clone());
     informers.pods.observe(move |change| {
-        let Some(pod) = change.latest().filter(|pod| change.new.is_none() || crate::pods::is_finished(pod)) else {
+        let Some(pod) = change.latest().filter(|pod| change.new.is_none() || crate::pods::is_finished(pod))
+        else {
             return;
         };
         let ns = namespace(&pod.metadata);

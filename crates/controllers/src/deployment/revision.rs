@@ -268,7 +268,8 @@ mod tests {
             Arc::new(rs)
         };
         let sets = Sets { new: None, old: vec![set(3, 0), set(1, 1), set(2, 0), set(4, 0)] };
-        for (limit, expected) in [(9, vec![]), (3, vec![]), (2, vec![2]), (1, vec![2, 3]), (0, vec![2, 3, 4])] {
+        for (limit, expected) in [(9, vec![]), (3, vec![]), (2, vec![2]), (1, vec![2, 3]), (0, vec![2, 3, 4])]
+        {
             let got: Vec<i64> = sets.expired(limit).iter().map(|rs| revision(&rs.metadata)).collect();
             assert_eq!(got, expected, "{limit}");
         }

@@ -247,7 +247,11 @@ mod tests {
 
     #[test]
     fn scaling_in_the_middle_of_a_rollout_is_proportional() {
-        let set = |name: &str, replicas, created| Size { max_replicas: Some(10), created, ..size(name, replicas, 0) };
+        let set = |name: &str, replicas, created| Size {
+            max_replicas: Some(10),
+            created,
+            ..size(name, replicas, 0)
+        };
         for (goal, sets, expected) in [
             (rolling(20, 0, 1), vec![set("old", 5, 1), set("new", 5, 2)], vec![("new", 10), ("old", 10)]),
             (rolling(5, 0, 1), vec![set("old", 8, 1), set("new", 2, 2)], vec![("old", 4), ("new", 1)]),

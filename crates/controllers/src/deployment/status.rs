@@ -23,7 +23,13 @@ pub(crate) fn deadline(deployment: &Deployment) -> Option<Duration> {
 }
 
 /// A condition that begins now.
-pub(crate) fn condition(type_: &str, status: bool, reason: &str, message: String, now: &Time) -> DeploymentCondition {
+pub(crate) fn condition(
+    type_: &str,
+    status: bool,
+    reason: &str,
+    message: String,
+    now: &Time,
+) -> DeploymentCondition {
     DeploymentCondition {
         type_: type_.to_owned(),
         status: if status { "True" } else { "False" }.to_owned(),
@@ -262,9 +268,12 @@ mod tests {
         let mut d = deployment(2);
         let goal = Goal::of(&d);
         let set = set_of(2, 2, 0);
-        for (second, expected, wait) in
-            [(0, "ReplicaSetUpdated", Some(601)), (599, "ReplicaSetUpdated", Some(2)), (600, TIMED_OUT, None), (999, TIMED_OUT, None)]
-        {
+        for (second, expected, wait) in [
+            (0, "ReplicaSetUpdated", Some(601)),
+            (599, "ReplicaSetUpdated", Some(2)),
+            (600, TIMED_OUT, None),
+            (999, TIMED_OUT, None),
+        ] {
             let (status, again) = rollout(&d, &goal, Some(&set), std::slice::from_ref(&set), &at(second));
             assert_eq!(reason(&status, PROGRESSING), expected, "at {second}");
             assert_eq!(again.map(|w| w.as_secs()), wait, "at {second}");

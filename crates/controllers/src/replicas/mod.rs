@@ -130,7 +130,11 @@ impl<K: ReplicaOwner> Replicas<K> {
         }
         let at = meta::key(owner.metadata());
         // The cache may not know yet that the owner is going or was replaced: adopt only for a living one.
-        let fresh = self.owner_api.get(&at.0, &at.1).await.doing(|| format!("checking {} {}/{}", K::KIND, at.0, at.1))?;
+        let fresh = self
+            .owner_api
+            .get(&at.0, &at.1)
+            .await
+            .doing(|| format!("checking {} {}/{}", K::KIND, at.0, at.1))?;
         if uid(fresh.metadata()) != uid(owner.metadata()) || is_deleting(fresh.metadata()) {
             return Ok(true);
         }
@@ -159,7 +163,9 @@ impl<K: ReplicaOwner> Replicas<K> {
         match self.pod_api.patch(namespace(meta), name(meta), None, PatchKind::Merge, &patch).await {
             Ok(_) => Ok(()),
             Err(error) if error.is_not_found() => Ok(()),
-            Err(error) => Err(error).doing(|| format!("changing the owner of pod {}/{}", namespace(meta), name(meta))),
+            Err(error) => {
+                Err(error).doing(|| format!("changing the owner of pod {}/{}", namespace(meta), name(meta)))
+            }
         }
     }
 
@@ -169,8 +175,11 @@ impl<K: ReplicaOwner> Replicas<K> {
         let probe = usize::from(owner.status().failure.is_some()).min(count);
         let mut created = 0;
         for batch in [probe, count - probe] {
-            let results: Vec<_> =
-                stream::iter(0..batch).map(|_| self.create_pod(owner)).buffer_unordered(CONCURRENCY).collect().await;
+            let results: Vec<_> = stream::iter(0..batch)
+                .map(|_| self.create_pod(owner))
+                .buffer_unordered(CONCURRENCY)
+                .collect()
+                .await;
             let failure = results.iter().find_map(|r| r.as_ref().err().cloned());
             created += results.iter().filter(|r| r.is_ok()).count();
             if failure.is_some() {
@@ -203,7 +212,8 @@ impl<K: ReplicaOwner> Replicas<K> {
     }
 
     async fn delete_pods(&self, owner: &K, victims: &[Arc<Pod>]) -> Option<Status> {
-        let results = stream::iter(victims).map(|pod| self.delete_pod(owner, pod)).buffer_unordered(CONCURRENCY);
+        let calls = victims.iter().cloned().map(|pod| async move { self.delete_pod(owner, &pod).await });
+        let results = stream::iter(calls).buffer_unordered(CONCURRENCY);
         results.filter_map(|result| async { result.err() }).collect::<Vec<_>>().await.into_iter().next()
     }
 
@@ -241,7 +251,9 @@ impl<K: ReplicaOwner> Replicas<K> {
                 let (_, error) = self.create_pods(owner, count).await;
                 error.map(|e| failure("FailedCreate", e))
             }
-            Step::Delete(victims) => self.delete_pods(owner, &victims).await.map(|e| failure("FailedDelete", e)),
+            Step::Delete(victims) => {
+                self.delete_pods(owner, &victims).await.map(|e| failure("FailedDelete", e))
+            }
         }
     }
 
@@ -250,7 +262,8 @@ impl<K: ReplicaOwner> Replicas<K> {
         if let Some(failure) = &mut status.failure {
             // The first failure stays: a message that changed with every try would cause a write, and with it a
             // pass, every time.
-            *failure = before.failure.clone().unwrap_or(Failure { since: Some(meta::now()), ..failure.clone() });
+            *failure =
+                before.failure.clone().unwrap_or(Failure { since: Some(meta::now()), ..failure.clone() });
         }
         if status == before {
             return Ok(());
@@ -298,7 +311,8 @@ impl<K: ReplicaOwner> Reconciler for Replicas<K> {
         if let Some(failure) = failed.filter(|_| may_decide && !claiming) {
             return Err(Error::Object(format!("{} {}/{}: {}", K::KIND, at.0, at.1, failure.message)));
         }
-        let behind = self.expectations.outstanding(uid(owner_meta)).map_or(Next::Done, |_| Next::After(PATIENCE));
+        let behind =
+            self.expectations.outstanding(uid(owner_meta)).map_or(Next::Done, |_| Next::After(PATIENCE));
         Ok(next.map_or(Next::Done, Next::After).sooner(behind))
     }
 }
@@ -326,7 +340,11 @@ fn new_pod<K: ReplicaOwner>(owner: &K) -> Option<Pod> {
     Some(Pod { metadata, spec: template.spec.clone(), status: None })
 }
 
-fn observe_owners<K: ReplicaOwner>(owners: &Informer<K>, queue: Arc<Queue<Key>>, expectations: Arc<Expectations>) {
+fn observe_owners<K: ReplicaOwner>(
+    owners: &Informer<K>,
+    queue: Arc<Queue<Key>>,
+    expectations: Arc<Expectations>,
+) {
     owners.observe(move |change| {
         if let (Some(old), None) = (&change.old, &change.new) {
             expectations.forget(uid(old.metadata()));
@@ -346,7 +364,9 @@ fn observe_pods<K: ReplicaOwner>(
     ctx.informers.pods.observe(move |change: &Change<Pod>| {
         for pod in [&change.old, &change.new].into_iter().flatten() {
             let meta = &pod.metadata;
-            if let Some(owner) = controller_of(meta).filter(|o| o.kind == K::KIND && o.api_version == K::API_VERSION) {
+            if let Some(owner) =
+                controller_of(meta).filter(|o| o.kind == K::KIND && o.api_version == K::API_VERSION)
+            {
                 expectations.created(&owner.uid, name(meta));
                 if is_deleting(meta) || change.new.is_none() {
                     expectations.deleted(&owner.uid, uid(meta));

@@ -26,7 +26,12 @@ pub(crate) struct Claims {
 }
 
 /// Sorts the pods of a namespace by their relation to an owner. A deleting owner claims nothing new.
-pub(crate) fn claims(pods: Vec<Arc<Pod>>, owner_uid: &str, selector: &Selector, owner_deleting: bool) -> Claims {
+pub(crate) fn claims(
+    pods: Vec<Arc<Pod>>,
+    owner_uid: &str,
+    selector: &Selector,
+    owner_deleting: bool,
+) -> Claims {
     let mut claims = Claims::default();
     for pod in pods {
         let matches = crate::meta::selects(selector, &pod.metadata);
@@ -162,7 +167,14 @@ mod tests {
     }
 
     /// A pod named by its uid; `ready_at` in seconds.
-    fn pod(uid: &str, bound: bool, phase: &str, ready_at: Option<i64>, restarts: i32, created: i64) -> Arc<Pod> {
+    fn pod(
+        uid: &str,
+        bound: bool,
+        phase: &str,
+        ready_at: Option<i64>,
+        restarts: i32,
+        created: i64,
+    ) -> Arc<Pod> {
         let ready = ready_at.map(|s| PodCondition {
             type_: "Ready".into(),
             status: "True".into(),
@@ -235,7 +247,11 @@ mod tests {
             (None, "db", false, false, (0, 0, 0)),
         ] {
             let c = claims(vec![owned_by(owner, app, deleting)], "me", &selector, owner_deleting);
-            assert_eq!((c.owned.len(), c.adopt.len(), c.release.len()), expected, "{owner:?} {app} {deleting}");
+            assert_eq!(
+                (c.owned.len(), c.adopt.len(), c.release.len()),
+                expected,
+                "{owner:?} {app} {deleting}"
+            );
         }
     }
 

@@ -4,7 +4,9 @@
 //! has one.
 
 use crate::scheduler::usage::{Demand, Usage};
-use k8s_openapi::api::core::v1::{Node, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec, Taint, Toleration};
+use k8s_openapi::api::core::v1::{
+    Node, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec, Taint, Toleration,
+};
 use std::collections::BTreeMap;
 
 /// Taint of a cordoned node.
@@ -35,7 +37,8 @@ pub(crate) fn misfits(pod: &Pod, demand: &Demand, node: &Node, usage: &Usage) ->
 
 fn shortages(demand: &Demand, node: &Node, usage: &Usage) -> Vec<String> {
     let allocatable = node.status.as_ref().and_then(|s| s.allocatable.as_ref().or(s.capacity.as_ref()));
-    let room = |name: &str| allocatable.and_then(|a| a.get(name)).map(|q| crate::scheduler::usage::amount(name, q));
+    let room =
+        |name: &str| allocatable.and_then(|a| a.get(name)).map(|q| crate::scheduler::usage::amount(name, q));
     let mut reasons = Vec::new();
     if room("pods").is_some_and(|pods| usage.pods() + 1 > pods) {
         reasons.push("Too many pods".to_owned());
@@ -58,7 +61,10 @@ fn tolerates(tolerations: &[Toleration], taint: &Taint) -> bool {
             && (key.is_empty() || key == taint.key)
             && match t.operator.as_deref().unwrap_or("Equal") {
                 "Exists" => true,
-                "" | "Equal" => !key.is_empty() && t.value.as_deref().unwrap_or("") == taint.value.as_deref().unwrap_or(""),
+                "" | "Equal" => {
+                    !key.is_empty()
+                        && t.value.as_deref().unwrap_or("") == taint.value.as_deref().unwrap_or("")
+                }
                 _ => false,
             }
     })
@@ -71,7 +77,9 @@ fn selected(spec: &PodSpec, node: &Node) -> bool {
         return false;
     }
     let affinity = spec.affinity.as_ref().and_then(|a| a.node_affinity.as_ref());
-    let Some(required) = affinity.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref()) else {
+    let Some(required) =
+        affinity.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref())
+    else {
         return true;
     };
     let name = node.metadata.name.as_deref().unwrap_or("");
@@ -107,7 +115,8 @@ pub(crate) fn unschedulable_message(nodes: usize, reasons: &BTreeMap<String, usi
     if nodes == 0 {
         return "no nodes available to schedule pods".to_owned();
     }
-    let mut counted: Vec<String> = reasons.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+    let mut counted: Vec<String> =
+        reasons.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
     counted.sort();
     format!("0/{nodes} nodes are available: {}.", counted.join(", "))
 }
@@ -124,8 +133,9 @@ mod tests {
             base[key] = value.clone();
         }
         let pod_text = base.to_string();
-        let pod: Pod = serde_json::from_value(json!({"apiVersion": "v1", "kind": "Pod", "metadata": {}, "spec": base}))
-            .expect("a pod");
+        let pod: Pod =
+            serde_json::from_value(json!({"apiVersion": "v1", "kind": "Pod", "metadata": {}, "spec": base}))
+                .expect("a pod");
         let mut full = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"},
             "status": {"allocatable": {"cpu": "2", "memory": "1Gi", "pods": "10"}}});
         for (key, value) in node.as_object().expect("a map") {
@@ -146,13 +156,21 @@ mod tests {
         let cordoned = json!({"spec": {"unschedulable": true}});
         check(json!({}), cordoned.clone(), &["node(s) were unschedulable"]);
         check(json!({"tolerations": [{"operator": "Exists"}]}), cordoned.clone(), &[]);
-        check(json!({"tolerations": [{"key": UNSCHEDULABLE, "operator": "Exists", "effect": "NoSchedule"}]}), cordoned, &[]);
+        check(
+            json!({"tolerations": [{"key": UNSCHEDULABLE, "operator": "Exists", "effect": "NoSchedule"}]}),
+            cordoned,
+            &[],
+        );
         let tainted = json!({"spec": {"taints": [{"key": "a", "value": "b", "effect": "NoExecute"}]}});
         let refused = ["node(s) had untolerated taint {a: b}"];
         check(json!({}), tainted.clone(), &refused);
         check(json!({"tolerations": [{"key": "a", "value": "b"}]}), tainted.clone(), &[]);
         check(json!({"tolerations": [{"key": "a", "value": "c"}]}), tainted.clone(), &refused);
-        check(json!({"tolerations": [{"key": "a", "value": "b", "effect": "NoSchedule"}]}), tainted, &refused);
+        check(
+            json!({"tolerations": [{"key": "a", "value": "b", "effect": "NoSchedule"}]}),
+            tainted,
+            &refused,
+        );
         check(json!({}), json!({"spec": {"taints": [{"key": "a", "effect": "PreferNoSchedule"}]}}), &[]);
     }
 
@@ -186,9 +204,14 @@ mod tests {
 
     #[test]
     fn resources() {
-        let asks = |requests: Value| json!({"containers": [{"name": "c", "resources": {"requests": requests}}]});
+        let asks =
+            |requests: Value| json!({"containers": [{"name": "c", "resources": {"requests": requests}}]});
         check(asks(json!({"cpu": "2", "memory": "1Gi"})), json!({}), &[]);
-        check(asks(json!({"cpu": "2001m", "memory": "2Gi"})), json!({}), &["Insufficient cpu", "Insufficient memory"]);
+        check(
+            asks(json!({"cpu": "2001m", "memory": "2Gi"})),
+            json!({}),
+            &["Insufficient cpu", "Insufficient memory"],
+        );
         check(asks(json!({"example.com/gpu": "1"})), json!({}), &["Insufficient example.com/gpu"]);
         check(asks(json!({"example.com/gpu": "0"})), json!({}), &[]);
         check(json!({}), json!({"status": {"allocatable": {"pods": "0"}}}), &["Too many pods"]);
@@ -197,7 +220,10 @@ mod tests {
     #[test]
     fn messages() {
         let reasons = BTreeMap::from([("Insufficient cpu".to_owned(), 2), ("Too many pods".to_owned(), 1)]);
-        assert_eq!(unschedulable_message(3, &reasons), "0/3 nodes are available: 1 Too many pods, 2 Insufficient cpu.");
+        assert_eq!(
+            unschedulable_message(3, &reasons),
+            "0/3 nodes are available: 1 Too many pods, 2 Insufficient cpu."
+        );
         assert_eq!(unschedulable_message(0, &reasons), "no nodes available to schedule pods");
     }
 }

@@ -50,7 +50,12 @@ impl Scheduler {
     pub(crate) fn new(ctx: &Arc<Context>, queue: &Arc<Queue<Key>>) -> Self {
         let state = Arc::new(Mutex::new(State::default()));
         observe(ctx, queue, &state);
-        Self { ctx: ctx.clone(), api: Api::new(ctx.cluster.clone()), recorder: ctx.recorder(SCHEDULER), state }
+        Self {
+            ctx: ctx.clone(),
+            api: Api::new(ctx.cluster.clone()),
+            recorder: ctx.recorder(SCHEDULER),
+            state,
+        }
     }
 
     /// Chooses a node and enters the pod there, or says why there is none. `None` when it has its place already.
@@ -123,7 +128,9 @@ impl Scheduler {
         }]}});
         let (ns, pod_name) = (namespace(&pod.metadata), name(&pod.metadata));
         match self.api.patch(ns, pod_name, Some("status"), PatchKind::Strategic, &patch).await {
-            Err(error) if !error.is_not_found() => Err(error).doing(|| format!("condition of pod {ns}/{pod_name}")),
+            Err(error) if !error.is_not_found() => {
+                Err(error).doing(|| format!("condition of pod {ns}/{pod_name}"))
+            }
             _ => Ok(()),
         }
     }
@@ -137,7 +144,14 @@ impl Reconciler for Scheduler {
     }
 
     fn keys(&self) -> Vec<Key> {
-        self.ctx.informers.pods.list().iter().filter(|pod| is_pending(pod)).map(|pod| meta::key(&pod.metadata)).collect()
+        self.ctx
+            .informers
+            .pods
+            .list()
+            .iter()
+            .filter(|pod| is_pending(pod))
+            .map(|pod| meta::key(&pod.metadata))
+            .collect()
     }
 
     async fn reconcile(&self, key: &Key) -> Result<Next, Error> {
@@ -180,7 +194,8 @@ fn observe(ctx: &Arc<Context>, queue: &Arc<Queue<Key>>, state: &Arc<Mutex<State>
 
 fn observe_pod(change: &Change<Pod>, queue: &Queue<Key>, state: &Mutex<State>) {
     // A pod replaced under the same name between two lists: the old one is gone.
-    let (old_uid, new_uid) = (change.old.as_ref().map(|p| uid(&p.metadata)), change.new.as_ref().map(|p| uid(&p.metadata)));
+    let (old_uid, new_uid) =
+        (change.old.as_ref().map(|p| uid(&p.metadata)), change.new.as_ref().map(|p| uid(&p.metadata)));
     let mut state = lock(state);
     let mut room = false;
     if let Some(gone) = old_uid.filter(|old| new_uid != Some(*old)) {

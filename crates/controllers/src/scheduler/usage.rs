@@ -63,14 +63,16 @@ impl Demand {
         }
         add(&mut resources, &sidecars);
         raise(&mut resources, &peak);
-        let overhead = spec.overhead.iter().flatten().map(|(name, q)| (name.clone(), amount(name, q))).collect();
+        let overhead =
+            spec.overhead.iter().flatten().map(|(name, q)| (name.clone(), amount(name, q))).collect();
         add(&mut resources, &overhead);
         Self { resources, ports: host_ports(pod) }
     }
 }
 
 fn host_ports(pod: &Pod) -> BTreeSet<HostPort> {
-    let containers = pod.spec.iter().flat_map(|s| s.containers.iter().chain(s.init_containers.iter().flatten()));
+    let containers =
+        pod.spec.iter().flat_map(|s| s.containers.iter().chain(s.init_containers.iter().flatten()));
     let ports = containers.flat_map(|c| c.ports.iter().flatten());
     ports
         .filter_map(|port| {
@@ -185,7 +187,8 @@ mod tests {
     use serde_json::{Value, json};
 
     fn pod(spec: Value) -> Pod {
-        serde_json::from_value(json!({"apiVersion": "v1", "kind": "Pod", "metadata": {}, "spec": spec})).expect("a pod")
+        serde_json::from_value(json!({"apiVersion": "v1", "kind": "Pod", "metadata": {}, "spec": spec}))
+            .expect("a pod")
     }
 
     fn container(cpu: &str, restart: Option<&str>) -> Value {
@@ -205,7 +208,8 @@ mod tests {
                 350,
             ),
         ] {
-            let pod = pod(json!({"containers": containers, "initContainers": init, "overhead": {"cpu": overhead}}));
+            let pod =
+                pod(json!({"containers": containers, "initContainers": init, "overhead": {"cpu": overhead}}));
             assert_eq!(Demand::of(&pod).resources["cpu"], expected);
         }
     }
@@ -213,12 +217,16 @@ mod tests {
     #[test]
     fn host_ports_conflict_by_address() {
         let asks = |ip: &str, port: i32| {
-            Demand::of(&pod(json!({"containers": [{"name": "c", "ports": [{"containerPort": 1, "hostPort": port, "hostIP": ip}]}]})))
+            Demand::of(&pod(
+                json!({"containers": [{"name": "c", "ports": [{"containerPort": 1, "hostPort": port, "hostIP": ip}]}]}),
+            ))
         };
         let mut ledger = Ledger::default();
         ledger.enter("a", "n", asks("127.0.0.1", 80));
         let usage = ledger.of("n").expect("it has a pod");
-        for (ip, port, conflict) in [("", 80, true), ("127.0.0.1", 80, true), ("10.0.0.1", 80, false), ("", 81, false)] {
+        for (ip, port, conflict) in
+            [("", 80, true), ("127.0.0.1", 80, true), ("10.0.0.1", 80, false), ("", 81, false)]
+        {
             assert_eq!(usage.has_port_conflict(&asks(ip, port)), conflict, "{ip}:{port}");
         }
     }

@@ -127,7 +127,8 @@ fn port_of(port: &ServicePort, pod: &Pod) -> Option<Port> {
 
 fn named_port(pod: &Pod, target: &str, protocol: &str) -> Option<i32> {
     let spec = pod.spec.as_ref()?;
-    let sidecars = spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
+    let sidecars =
+        spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
     let mut ports = spec.containers.iter().chain(sidecars).flat_map(|c| c.ports.iter().flatten());
     let matches = |p: &&k8s_openapi::api::core::v1::ContainerPort| {
         p.name.as_deref() == Some(target) && p.protocol.as_deref().unwrap_or("TCP") == protocol
@@ -139,7 +140,16 @@ fn named_port(pod: &Pod, target: &str, protocol: &str) -> Option<i32> {
 pub(crate) fn fingerprint(pod: &Pod) -> impl PartialEq + use<'_> {
     let meta = &pod.metadata;
     let ips = pod.status.as_ref().map(|s| (&s.pod_ip, &s.pod_ips));
-    (&meta.uid, &meta.labels, is_deleting(meta), is_ready(pod), is_finished(pod), phase(pod).is_empty(), ips, node(pod))
+    (
+        &meta.uid,
+        &meta.labels,
+        is_deleting(meta),
+        is_ready(pod),
+        is_finished(pod),
+        phase(pod).is_empty(),
+        ips,
+        node(pod),
+    )
 }
 
 #[cfg(test)]
@@ -194,7 +204,8 @@ mod tests {
             (json!({"port": 80, "targetPort": "dns", "protocol": "UDP"}), Some(53)),
             (json!({"port": 80, "targetPort": "absent"}), None),
         ] {
-            let got = backends(&service(json!({"ports": [port.clone()]})), &[pod("a", "10.0.0.1", true, false)]);
+            let got =
+                backends(&service(json!({"ports": [port.clone()]})), &[pod("a", "10.0.0.1", true, false)]);
             assert_eq!(got[0].ports.first().map(|p| p.port), expected, "{port}");
         }
     }
@@ -204,7 +215,10 @@ mod tests {
         let web = service(json!({}));
         assert!(backends(&web, &[pod("a", "", true, false)]).is_empty(), "no address yet");
         assert!(backends(&web, &[pod("a", "fd00::1", true, false)]).is_empty(), "another family");
-        assert!(backends(&service(json!({"type": "ExternalName"})), &[pod("a", "10.0.0.1", true, false)]).is_empty());
+        assert!(
+            backends(&service(json!({"type": "ExternalName"})), &[pod("a", "10.0.0.1", true, false)])
+                .is_empty()
+        );
         let mut finished = (*pod("a", "10.0.0.1", true, false)).clone();
         finished.status.get_or_insert_default().phase = Some("Succeeded".into());
         assert!(backends(&web, &[Arc::new(finished)]).is_empty());

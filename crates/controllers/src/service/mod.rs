@@ -27,7 +27,8 @@ pub(crate) fn observe_services_and_pods(ctx: &Context, queue: &Arc<Queue<Key>>) 
         }
         let Some(pod) = change.latest() else { return };
         for service in services.list_namespace(namespace(&pod.metadata)) {
-            let touched = [&change.old, &change.new].into_iter().flatten().any(|p| backends::selects(&service, p));
+            let touched =
+                [&change.old, &change.new].into_iter().flatten().any(|p| backends::selects(&service, p));
             if touched {
                 q.add(key(&service.metadata));
             }

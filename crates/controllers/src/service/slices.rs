@@ -37,7 +37,6 @@ type Group = (bool, Vec<Port>);
 
 /// Plans the slices of a service. `existing` are those that are kept by this controller.
 pub(crate) fn plan(service: &Service, backends: &[Backend], existing: &[Arc<EndpointSlice>]) -> Plan {
-    let labels = labels(service);
     let mut groups: BTreeMap<Group, Vec<Endpoint>> = BTreeMap::new();
     for backend in backends {
         groups.entry((backend.ipv6, backend.ports.clone())).or_default().push(endpoint(backend));
@@ -46,30 +45,29 @@ pub(crate) fn plan(service: &Service, backends: &[Backend], existing: &[Arc<Endp
         // One slice stays, so that it is seen that the service has no endpoints.
         groups.insert((false, Vec::new()), Vec::new());
     }
-    let mut plan = Plan::default();
     let mut unclaimed: Vec<Arc<EndpointSlice>> = existing.to_vec();
-    let mut taken: BTreeSet<String> = existing.iter().map(|s| name(&s.metadata).to_owned()).collect();
+    let mut planner = Planner {
+        service,
+        labels: labels(service),
+        taken: existing.iter().map(|s| name(&s.metadata).to_owned()).collect(),
+        plan: Plan::default(),
+    };
     for (group, endpoints) in groups {
         let (mine, rest) = unclaimed.into_iter().partition(|slice| is_of_group(slice, &group));
         unclaimed = rest;
-        fill(service, &labels, &group, endpoints, mine, &mut taken, &mut plan);
+        planner.add_group(&group, endpoints, mine);
     }
-    plan.delete.extend(unclaimed);
-    plan
+    planner.plan.delete.extend(unclaimed);
+    planner.plan
 }
 
-/// Lays the endpoints of one group into its slices.
-fn fill(
-    service: &Service,
-    labels: &Map,
-    group: &Group,
-    mut endpoints: Vec<Endpoint>,
-    mine: Vec<Arc<EndpointSlice>>,
-    taken: &mut BTreeSet<String>,
-    plan: &mut Plan,
-) {
-    let mut filled: Vec<(Option<Arc<EndpointSlice>>, Vec<Endpoint>)> = Vec::new();
-    for slice in mine {
+/// A slice that may exist already, and the endpoints that it is to hold.
+type Filled = (Option<Arc<EndpointSlice>>, Vec<Endpoint>);
+
+/// Keeps the endpoints where they are, and puts new ones where there is room.
+fn fill(mut endpoints: Vec<Endpoint>, slices: Vec<Arc<EndpointSlice>>) -> Vec<Filled> {
+    let mut filled: Vec<Filled> = Vec::new();
+    for slice in slices {
         let mut kept = Vec::new();
         for old in slice.endpoints.iter().flatten().take(SLICE_MAX) {
             if let Some(i) = endpoints.iter().position(|new| is_same(old, new)) {
@@ -87,17 +85,58 @@ fn fill(
     while !endpoints.is_empty() {
         filled.push((None, endpoints.drain(..SLICE_MAX.min(endpoints.len())).collect()));
     }
-    let keep_empty = group.1.is_empty() && filled.iter().all(|(_, kept)| kept.is_empty());
-    if keep_empty && filled.is_empty() {
-        filled.push((None, Vec::new()));
+    filled
+}
+
+/// A plan in the making.
+struct Planner<'a> {
+    service: &'a Service,
+    labels: Map,
+    /// Names that no new slice may get.
+    taken: BTreeSet<String>,
+    plan: Plan,
+}
+
+impl Planner<'_> {
+    /// Lays the endpoints of one group into its slices.
+    fn add_group(&mut self, group: &Group, endpoints: Vec<Endpoint>, slices: Vec<Arc<EndpointSlice>>) {
+        let mut filled = fill(endpoints, slices);
+        let keep_empty = group.1.is_empty() && filled.iter().all(|(_, kept)| kept.is_empty());
+        if keep_empty && filled.is_empty() {
+            filled.push((None, Vec::new()));
+        }
+        let mut empty_kept = false;
+        for (slice, endpoints) in filled {
+            let surplus = endpoints.is_empty() && (!keep_empty || std::mem::replace(&mut empty_kept, true));
+            match slice {
+                Some(slice) if surplus => self.plan.delete.push(slice),
+                Some(slice) => self.plan.update.extend(changed(&slice, &self.labels, endpoints)),
+                None => {
+                    let slice = self.new_slice(group, endpoints);
+                    self.plan.create.push(slice);
+                }
+            }
+        }
     }
-    let mut empty_kept = false;
-    for (slice, endpoints) in filled {
-        let surplus = endpoints.is_empty() && (!keep_empty || std::mem::replace(&mut empty_kept, true));
-        match slice {
-            Some(slice) if surplus => plan.delete.push(slice),
-            Some(slice) => plan.update.extend(changed(&slice, labels, endpoints)),
-            None => plan.create.push(new_slice(service, labels, group, endpoints, taken)),
+
+    fn new_slice(&mut self, group: &Group, endpoints: Vec<Endpoint>) -> EndpointSlice {
+        let base = format!("{}-", name(&self.service.metadata));
+        let owner = uid(&self.service.metadata);
+        let mut names = (0u32..).map(|n| derived_name(&base, &format!("{owner}/{n}")));
+        // The numbers are endless, so a free name is found; it is noted for the next slice.
+        let free = names.find(|n| self.taken.insert(n.clone())).unwrap_or_default();
+        EndpointSlice {
+            metadata: ObjectMeta {
+                name: Some(free),
+                generate_name: Some(base),
+                namespace: self.service.metadata.namespace.clone(),
+                labels: Some(self.labels.clone()),
+                owner_references: Some(vec![controller_ref(self.service)]),
+                ..ObjectMeta::default()
+            },
+            address_type: if group.0 { "IPv6" } else { "IPv4" }.to_owned(),
+            endpoints: Some(endpoints),
+            ports: Some(group.1.iter().map(slice_port).collect()),
         }
     }
 }
@@ -109,32 +148,6 @@ fn changed(slice: &EndpointSlice, labels: &Map, endpoints: Vec<Endpoint>) -> Opt
         after.endpoints = Some(endpoints);
     }
     (after != *slice).then_some(after)
-}
-
-fn new_slice(
-    service: &Service,
-    labels: &Map,
-    group: &Group,
-    endpoints: Vec<Endpoint>,
-    taken: &mut BTreeSet<String>,
-) -> EndpointSlice {
-    let base = format!("{}-", name(&service.metadata));
-    let names = (0u32..).map(|n| derived_name(&base, &format!("{}/{n}", uid(&service.metadata))));
-    // The numbers are endless, so a free name is found; it is noted for the next slice.
-    let free = names.into_iter().find(|n| taken.insert(n.clone())).unwrap_or_default();
-    EndpointSlice {
-        metadata: ObjectMeta {
-            name: Some(free),
-            generate_name: Some(base),
-            namespace: service.metadata.namespace.clone(),
-            labels: Some(labels.clone()),
-            owner_references: Some(vec![controller_ref(service)]),
-            ..ObjectMeta::default()
-        },
-        address_type: if group.0 { "IPv6" } else { "IPv4" }.to_owned(),
-        endpoints: Some(endpoints),
-        ports: Some(group.1.iter().map(slice_port).collect()),
-    }
 }
 
 fn labels(service: &Service) -> Map {
@@ -203,7 +216,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn service() -> Service {
-        let metadata = ObjectMeta { name: Some("web".into()), uid: Some("s".into()), ..ObjectMeta::default() };
+        let metadata =
+            ObjectMeta { name: Some("web".into()), uid: Some("s".into()), ..ObjectMeta::default() };
         Service { metadata, ..Service::default() }
     }
 
