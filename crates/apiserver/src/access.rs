@@ -17,7 +17,8 @@ use bytes::Bytes;
 use cumulet_api::{Status, schema};
 use cumulet_cluster::access::ResourceInfo;
 use cumulet_cluster::{
-    BoxFuture, BoxStream, Cluster, DeleteOptions, List, ListOptions, ObjectRef, PatchKind, ResourceId, WatchItem,
+    BoxFuture, BoxStream, Cluster, DeleteOptions, List, ListOptions, ObjectRef, PatchKind, ResourceId,
+    WatchItem,
 };
 use futures_util::stream;
 use serde_json::Value;
@@ -50,7 +51,12 @@ impl InProcess {
     }
 
     fn filter(call: &Call<'_>, options: &ListOptions) -> Result<Filter, Status> {
-        Filter::new(call.resource, call.namespace, options.label_selector.as_deref(), options.field_selector.as_deref())
+        Filter::new(
+            call.resource,
+            call.namespace,
+            options.label_selector.as_deref(),
+            options.field_selector.as_deref(),
+        )
     }
 }
 
@@ -75,7 +81,11 @@ impl Cluster for InProcess {
         Box::pin(async move { Ok(self.core.get(&self.at(at)?)?.body.clone()) })
     }
 
-    fn list<'a>(&'a self, resource: &'a ResourceId, options: &'a ListOptions) -> BoxFuture<'a, Result<List, Status>> {
+    fn list<'a>(
+        &'a self,
+        resource: &'a ResourceId,
+        options: &'a ListOptions,
+    ) -> BoxFuture<'a, Result<List, Status>> {
         Box::pin(async move {
             let call = self.call(resource, options.namespace.as_deref(), "")?;
             let listed = self.core.list(&call, &Self::filter(&call, options)?, &Page::default())?;
@@ -179,7 +189,7 @@ impl Cluster for InProcess {
             if subresource == Some("scale") {
                 let ty = schema::schema().kind("autoscaling", "v1", "Scale");
                 let ty = ty.ok_or_else(crate::handlers::not_found)?;
-                let scale = self.core.write_scale(&call, |scale| patch.apply(ty, scale, call.name)).await?;
+                let scale = self.core.write_scale(&call, |scale| patch.apply(ty, scale)).await?;
                 return Ok(text(&scale));
             }
             let (stored, _) = self.core.patch(&call, part(subresource)?, &patch, Strictness::Ignore).await?;
@@ -187,7 +197,11 @@ impl Cluster for InProcess {
         })
     }
 
-    fn delete<'a>(&'a self, at: &'a ObjectRef, options: &'a DeleteOptions) -> BoxFuture<'a, Result<(), Status>> {
+    fn delete<'a>(
+        &'a self,
+        at: &'a ObjectRef,
+        options: &'a DeleteOptions,
+    ) -> BoxFuture<'a, Result<(), Status>> {
         Box::pin(async move { self.core.delete(&self.at(at)?, options).await.map(drop) })
     }
 

@@ -4,6 +4,7 @@
 //! entry. Authorization is not here: it comes before decoding.
 
 use crate::core::{Call, Core, forbidden};
+use crate::kinds;
 use crate::object::body;
 use cumulet_api::status::Cause;
 use cumulet_api::{Status, meta};
@@ -11,8 +12,9 @@ use serde_json::Value;
 
 type Rule = fn(&Core, &Call<'_>, &mut Value) -> Result<(), Status>;
 
-const ON_CREATE: &[Rule] = &[namespace_accepts, service_account];
-const ON_DELETE: &[fn(&Call<'_>) -> Result<(), Status>] = &[namespace_may_go];
+const ON_CREATE: &[Rule] = &[namespace_accepts, pods];
+type DeleteRule = fn(&Call<'_>) -> Result<(), Status>;
+const ON_DELETE: &[DeleteRule] = &[namespace_may_go];
 
 /// Namespaces that are never deleted.
 const IMMORTAL: &[&str] = &["default", "kube-system", "kube-public"];
@@ -46,16 +48,10 @@ fn namespace_accepts(core: &Core, call: &Call<'_>, object: &mut Value) -> Result
     Err(status)
 }
 
-/// Pods run under the namespace's default service account unless they name one.
-fn service_account(_: &Core, call: &Call<'_>, object: &mut Value) -> Result<(), Status> {
-    if !call.resource.is("", "pods") {
-        return Ok(());
-    }
-    if let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut)
-        && spec.get("serviceAccountName").and_then(Value::as_str).unwrap_or("").is_empty()
-    {
-        spec.insert("serviceAccountName".into(), "default".into());
-        spec.insert("serviceAccount".into(), "default".into());
+/// Pods get an account and the usual tolerations.
+fn pods(_: &Core, call: &Call<'_>, object: &mut Value) -> Result<(), Status> {
+    if call.resource.is("", "pods") {
+        kinds::pod::defaults::admit(object);
     }
     Ok(())
 }

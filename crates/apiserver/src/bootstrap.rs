@@ -1,12 +1,11 @@
 //! Objects that every cloud has from its start.
 //!
-//! Created when they are missing and otherwise left alone, but for `default/kubernetes`, whose Endpoints follow the
-//! address that the server listens on.
+//! Created when they are missing and otherwise left alone. The endpoints of `default/kubernetes` are a controller's
+//! business.
 
 use crate::auth::Identity;
 use crate::config::{ApiServerConfig, OpenError};
 use crate::core::{Call, Core};
-use crate::verbs::update::Part;
 use cumulet_api::meta;
 use serde_json::{Value, json};
 use std::net::Ipv4Addr;
@@ -22,12 +21,6 @@ pub(crate) async fn run(core: &Core, config: &ApiServerConfig) -> Result<(), Ope
     }
     let address = core.services.api_address();
     ensure(core, ("", "services"), Some("default"), api_service(address, config)).await?;
-    let endpoints = api_endpoints(config);
-    ensure(core, ("", "endpoints"), Some("default"), endpoints.clone()).await?;
-    follow(core, ("", "endpoints"), &endpoints).await?;
-    let slice = api_slice(config);
-    ensure(core, ("discovery.k8s.io", "endpointslices"), Some("default"), slice.clone()).await?;
-    follow(core, ("discovery.k8s.io", "endpointslices"), &slice).await?;
     for name in RUNTIME_CLASSES {
         let class = json!({"metadata": {"name": name}, "handler": name});
         ensure(core, ("node.k8s.io", "runtimeclasses"), None, class).await?;
@@ -42,31 +35,6 @@ fn api_service(address: Ipv4Addr, config: &ApiServerConfig) -> Value {
             "type": "ClusterIP", "clusterIP": address.to_string(), "sessionAffinity": "None",
             "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": config.listen.port()}],
         },
-    })
-}
-
-fn api_endpoints(config: &ApiServerConfig) -> Value {
-    let mut endpoints = json!({
-        "metadata": {"name": "kubernetes", "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
-    });
-    // Endpoints cannot be loopback addresses; such a server is reached by its pods through the node's rules.
-    if !config.listen.ip().is_loopback() && !config.listen.ip().is_unspecified() {
-        endpoints["subsets"] = json!([{
-            "addresses": [{"ip": config.listen.ip().to_string()}],
-            "ports": [{"name": "https", "port": config.listen.port(), "protocol": "TCP"}],
-        }]);
-    }
-    endpoints
-}
-
-fn api_slice(config: &ApiServerConfig) -> Value {
-    let reachable = !config.listen.ip().is_loopback() && !config.listen.ip().is_unspecified();
-    let endpoint = json!({"addresses": [config.listen.ip().to_string()], "conditions": {"ready": true}});
-    json!({
-        "metadata": {"name": "kubernetes", "labels": {"kubernetes.io/service-name": "kubernetes"}},
-        "addressType": "IPv4",
-        "endpoints": if reachable { vec![endpoint] } else { Vec::new() },
-        "ports": [{"name": "https", "port": config.listen.port(), "protocol": "TCP"}],
     })
 }
 
@@ -90,28 +58,6 @@ async fn ensure(
         Err(status) if status.is_already_exists() => Ok(()),
         Err(source) => Err(OpenError::Bootstrap { object: format!("{}/{name}", resource.1), source }),
     }
-}
-
-/// Makes an existing object say what `wanted` says besides its metadata.
-async fn follow(core: &Core, resource: (&str, &str), wanted: &Value) -> Result<(), OpenError> {
-    let user = Identity::component("system:apiserver");
-    let name = meta::name(wanted);
-    let Some(call) = call(core, resource, Some("default"), name, &user) else { return Ok(()) };
-    let change = |old: &Value| {
-        let mut new = old.clone();
-        for field in ["subsets", "endpoints", "ports"] {
-            match (wanted.get(field), new.as_object_mut()) {
-                (Some(value), _) => new[field] = value.clone(),
-                (None, Some(map)) => {
-                    map.remove(field);
-                }
-                (None, None) => {}
-            }
-        }
-        Ok(new)
-    };
-    let result = core.update(&call, Part::Main, change).await;
-    result.map(drop).map_err(|source| OpenError::Bootstrap { object: format!("{}/{name}", resource.1), source })
 }
 
 /// A call on a resource, when it is served.

@@ -82,7 +82,13 @@ impl Core {
     }
 
     /// The object of another resource, when it is there.
-    pub(crate) fn lookup(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<Arc<Record>> {
+    pub(crate) fn lookup(
+        &self,
+        group: &str,
+        plural: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Option<Arc<Record>> {
         let resource = self.registry.resources().find(|r| r.is(group, plural))?;
         self.store.get(&Key::new(&resource.tag, namespace, name))
     }
@@ -91,6 +97,7 @@ impl Core {
     /// between and the caller should look again.
     pub(crate) async fn commit(&self, call: &Call<'_>, op: Op) -> Result<Bytes, Option<Status>> {
         let creating = matches!(op, Op::Create { .. });
+        tracing::trace!(user = %call.user.user, key = %op.key(), "commit");
         match self.store.commit(vec![op]).await {
             Ok(done) => Ok(done.records.first().map(|record| record.body.clone()).unwrap_or_default()),
             Err(StoreError::AlreadyExists { key }) if creating => Err(Some(self.already_exists(call, &key))),
@@ -136,7 +143,9 @@ fn store_failure(error: &StoreError) -> Status {
         StoreError::Unavailable { .. } | StoreError::Closed => {
             Status::new(StatusReason::ServiceUnavailable, error.to_string())
         }
-        StoreError::InvalidKey { .. } | StoreError::DuplicateKey { .. } => Status::bad_request(error.to_string()),
+        StoreError::InvalidKey { .. } | StoreError::DuplicateKey { .. } => {
+            Status::bad_request(error.to_string())
+        }
         _ => Status::internal(error),
     }
 }

@@ -146,13 +146,13 @@ fn add_names(entry: &mut Value, resource: &Resource) {
 }
 
 /// A subresource, with the kind of what it takes and gives.
-struct Sub {
-    name: &'static str,
-    kind: (&'static str, &'static str, &'static str),
+pub(crate) struct Sub {
+    pub(crate) name: &'static str,
+    pub(crate) kind: (&'static str, &'static str, &'static str),
     verbs: &'static [&'static str],
 }
 
-fn subresources(resource: &Resource) -> Vec<Sub> {
+pub(crate) fn subresources(resource: &Resource) -> Vec<Sub> {
     const CHANGED: &[&str] = &["get", "patch", "update"];
     let row = resource.row;
     let own = (row.group, row.version, row.kind);

@@ -17,13 +17,21 @@ pub struct ReadyCheck {
 
 impl ReadyCheck {
     /// A check. It is called for every request and must not block.
-    pub fn new(name: impl Into<String>, check: impl Fn() -> Result<(), String> + Send + Sync + 'static) -> Self {
+    pub fn new(
+        name: impl Into<String>,
+        check: impl Fn() -> Result<(), String> + Send + Sync + 'static,
+    ) -> Self {
         Self { name: name.into(), check: Box::new(check) }
     }
 }
 
 /// Answers a health request: 200 with `ok`, or 500 with the checks and what they say.
-pub(crate) fn answer(server: &ApiServer, endpoint: &str, name: Option<&str>, query: &Query<'_>) -> Response<Body> {
+pub(crate) fn answer(
+    server: &ApiServer,
+    endpoint: &str,
+    name: Option<&str>,
+    query: &Query<'_>,
+) -> Response<Body> {
     let checks = server.ready_checks.load();
     let checks = if endpoint == "readyz" { checks.as_slice() } else { &[] };
     let ping = std::iter::once(("ping", Ok(())));

@@ -78,26 +78,25 @@ impl ApiServer {
             }
         }
         let services = ServiceAllocator::new(config.service_cidr, services);
+        let openapi = openapi::Documents::new(&registry);
         let core = Core { store, registry, services, streams: ArcSwapOption::empty() };
         bootstrap::run(&core, &config).await?;
-        Ok(Arc::new(Self {
-            core: Arc::new(core),
-            config,
-            openapi: openapi::Documents::default(),
-            ready_checks: ArcSwap::default(),
-            pki,
-        }))
+        Ok(Arc::new(Self { core: Arc::new(core), config, openapi, ready_checks: ArcSwap::default(), pki }))
     }
 
     /// Serves connections of `listener` until `shutdown`, then lets requests in progress finish for some seconds.
     ///
     /// # Errors
     /// When the certificates cannot be used.
-    pub async fn serve(self: &Arc<Self>, listener: TcpListener, shutdown: CancellationToken) -> Result<(), OpenError> {
-        let tls = self.pki.tls_config().map_err(|message| OpenError::Pki {
-            path: self.config.state_dir.join("pki"),
-            message,
-        })?;
+    pub async fn serve(
+        self: &Arc<Self>,
+        listener: TcpListener,
+        shutdown: CancellationToken,
+    ) -> Result<(), OpenError> {
+        let tls = self
+            .pki
+            .tls_config()
+            .map_err(|message| OpenError::Pki { path: self.config.state_dir.join("pki"), message })?;
         server::serve(self.clone(), listener, tls, shutdown).await;
         Ok(())
     }
@@ -126,7 +125,11 @@ impl ApiServer {
     pub fn kubeconfig(&self, listen: SocketAddr) -> String {
         let mut reach = listen;
         if listen.ip().is_unspecified() {
-            reach.set_ip(if listen.is_ipv4() { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() });
+            reach.set_ip(if listen.is_ipv4() {
+                [127, 0, 0, 1].into()
+            } else {
+                std::net::Ipv6Addr::LOCALHOST.into()
+            });
         }
         let (cert, key) = self.pki.admin_pem();
         format!(

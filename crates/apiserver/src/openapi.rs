@@ -1,35 +1,44 @@
 //! `/openapi/v3`: the index, and one document per group-version, made when it is first asked for.
 //!
-//! A document is named by its hash in the index, so clients may keep it for ever; without the hash they revalidate
-//! by `ETag`.
+//! Documents follow from the program and its rows alone, so one hash over the version and the names of the rows names
+//! them all: clients may keep a document under that hash for ever, and the index costs no document.
 
 use crate::codec::encode;
+use crate::config::GIT_VERSION;
+use crate::discovery;
 use crate::handlers::{Answer, Ask, not_found};
-use crate::registry::{GroupVersion, Registry};
+use crate::registry::{GroupVersion, Registry, Resource};
 use axum::body::Body;
 use bytes::Bytes;
+use cumulet_api::openapi::{self, OpenApiResource};
 use http::header::{CACHE_CONTROL, ETAG, IF_NONE_MATCH};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
-use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
-/// A document and its hash.
-#[derive(Clone)]
-struct Document {
-    body: Bytes,
+/// The documents made so far, by path (`api/v1`, `apis/apps/v1`), and their common hash.
+pub(crate) struct Documents {
+    made: Mutex<HashMap<String, Bytes>>,
     hash: String,
 }
 
-/// The documents made so far, by path (`api/v1`, `apis/apps/v1`).
-#[derive(Default)]
-pub(crate) struct Documents {
-    made: Mutex<HashMap<String, Document>>,
-}
-
 impl Documents {
-    fn get(&self, path: &str, version: &GroupVersion) -> Document {
+    pub(crate) fn new(registry: &Registry) -> Self {
+        let mut text = GIT_VERSION.to_owned();
+        for version in registry.versions() {
+            for resource in &version.resources {
+                text.push_str(&resource.api_version_kind());
+                for (name, kind) in subresources(resource) {
+                    text.push_str(name);
+                    text.push_str(kind);
+                }
+            }
+        }
+        Self { made: Mutex::default(), hash: hash(text.as_bytes()) }
+    }
+
+    fn get(&self, path: &str, version: &GroupVersion) -> Bytes {
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         made.entry(path.to_owned()).or_insert_with(|| make(version)).clone()
     }
@@ -37,38 +46,20 @@ impl Documents {
 
 /// Answers below `/openapi/v3`; `rest` is the path behind it.
 pub(crate) fn v3(documents: &Documents, registry: &Registry, rest: &str, ask: &Ask<'_>) -> Answer {
+    let headers = &ask.parts.headers;
     if rest.is_empty() {
-        return Ok(index(documents, registry, &ask.parts.headers));
+        let versions = registry.versions().iter().map(|v| (v.group, v.version));
+        let index = openapi::index(versions, &documents.hash).to_string();
+        return Ok(cached(index.into(), &documents.hash, headers));
     }
-    let version = registry.versions().iter().find(|v| path(v) == rest).ok_or_else(not_found)?;
-    let document = documents.get(rest, version);
-    let mut response = cached(document.body, &document.hash, &ask.parts.headers);
-    if ask.query.get("hash") == Some(&document.hash) {
+    let version = registry.versions().iter().find(|v| openapi::path_of(v.group, v.version) == rest);
+    let version = version.ok_or_else(not_found)?;
+    let mut response = cached(documents.get(rest, version), &documents.hash, headers);
+    if ask.query.get("hash") == Some(&documents.hash) {
         let forever = HeaderValue::from_static("public, immutable, max-age=31536000");
         response.headers_mut().insert(CACHE_CONTROL, forever);
     }
     Ok(response)
-}
-
-fn path(version: &GroupVersion) -> String {
-    if version.group.is_empty() {
-        format!("api/{}", version.version)
-    } else {
-        format!("apis/{}/{}", version.group, version.version)
-    }
-}
-
-fn index(documents: &Documents, registry: &Registry, headers: &HeaderMap) -> Response<Body> {
-    let mut paths = Map::new();
-    for version in registry.versions() {
-        let path = path(version);
-        let hash = documents.get(&path, version).hash;
-        let url = format!("/openapi/v3/{path}?hash={hash}");
-        paths.insert(path, json!({"serverRelativeURL": url}));
-    }
-    let body = Bytes::from(json!({"paths": paths}).to_string());
-    let hash = hash(&body);
-    cached(body, &hash, headers)
 }
 
 /// An answer that clients may keep as long as its tag is the same.
@@ -95,8 +86,26 @@ fn hash(body: &[u8]) -> String {
     })
 }
 
-fn make(version: &GroupVersion) -> Document {
-    let document: Value = crate::openapi_paths::document(version);
-    let body = Bytes::from(document.to_string());
-    Document { hash: hash(&body), body }
+/// Names of a resource's subresources with the kinds of their bodies.
+fn subresources(resource: &Resource) -> Vec<(&'static str, &'static str)> {
+    discovery::subresources(resource)
+        .iter()
+        .map(|s| (s.name, if s.name == "log" { "" } else { s.kind.2 }))
+        .collect()
+}
+
+fn make(version: &GroupVersion) -> Bytes {
+    let subs: Vec<Vec<(&str, &str)>> = version.resources.iter().map(subresources).collect();
+    let resources: Vec<OpenApiResource<'_>> = version
+        .resources
+        .iter()
+        .zip(&subs)
+        .map(|(resource, subresources)| OpenApiResource {
+            kind: resource.row.kind,
+            plural: resource.row.plural,
+            namespaced: resource.row.namespaced,
+            subresources,
+        })
+        .collect();
+    Bytes::from(openapi::document(version.group, version.version, &resources).to_string())
 }

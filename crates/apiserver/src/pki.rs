@@ -8,8 +8,8 @@
 
 use crate::config::{ApiServerConfig, OpenError};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType,
 };
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
@@ -110,7 +110,8 @@ fn authority(dir: &Path) -> Made<(String, Issuer<'static, KeyPair>)> {
     let mut params = CertificateParams::default();
     params.distinguished_name = name("kubernetes", None);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+    params.key_usages =
+        vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
     valid_for_days(&mut params, CA_YEARS * 365);
     let key = KeyPair::generate().map_err(text)?;
     let cert = params.self_signed(&key).map_err(text)?.pem();
@@ -149,10 +150,12 @@ fn good_enough(cert: &str, ca_cert: &str, names: &BTreeSet<String>) -> bool {
     else {
         return false;
     };
-    let (Ok((_, cert)), Ok((_, ca))) = (X509Certificate::from_der(&cert), X509Certificate::from_der(&ca)) else {
+    let (Ok((_, cert)), Ok((_, ca))) = (X509Certificate::from_der(&cert), X509Certificate::from_der(&ca))
+    else {
         return false;
     };
-    let fresh = cert.validity().not_after.timestamp() > jiff::Timestamp::now().as_second() + RENEW_DAYS * 86_400;
+    let fresh =
+        cert.validity().not_after.timestamp() > jiff::Timestamp::now().as_second() + RENEW_DAYS * 86_400;
     // Issuer names are equal for every authority of ours, so the key identifiers decide.
     let ours = key_id(&ca, true).is_some_and(|id| key_id(&cert, false) == Some(id));
     fresh && ours && names.is_subset(&san_names(&cert))
@@ -163,7 +166,9 @@ fn key_id(cert: &X509Certificate<'_>, subject: bool) -> Option<Vec<u8>> {
     use x509_parser::extensions::ParsedExtension;
     cert.extensions().iter().find_map(|e| match e.parsed_extension() {
         ParsedExtension::SubjectKeyIdentifier(id) if subject => Some(id.0.to_vec()),
-        ParsedExtension::AuthorityKeyIdentifier(id) if !subject => Some(id.key_identifier.as_ref()?.0.to_vec()),
+        ParsedExtension::AuthorityKeyIdentifier(id) if !subject => {
+            Some(id.key_identifier.as_ref()?.0.to_vec())
+        }
         _ => None,
     })
 }

@@ -49,7 +49,9 @@ impl<'a> Query<'a> {
         self.get(name)
             .map(|text| {
                 text.parse().map_err(|_| {
-                    Status::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax ({name})"))
+                    Status::bad_request(format!(
+                        "strconv.ParseInt: parsing {text:?}: invalid syntax ({name})"
+                    ))
                 })
             })
             .transpose()
@@ -80,7 +82,9 @@ mod tests {
 
     #[test]
     fn parameters() {
-        let query = Query::parse(Some("labelSelector=a%3Db%2Cc+in+%28d%29&watch=true&limit=5&command=sh&command=-c&x="));
+        let query = Query::parse(Some(
+            "labelSelector=a%3Db%2Cc+in+%28d%29&watch=true&limit=5&command=sh&command=-c&x=",
+        ));
         assert_eq!(query.get("labelSelector"), Some("a=b,c in (d)"));
         assert!(query.flag("watch") && !query.flag("follow"));
         assert_eq!(query.number::<u64>("limit").unwrap(), Some(5));

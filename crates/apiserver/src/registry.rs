@@ -58,13 +58,21 @@ impl Registry {
     pub(crate) fn new(rows: &'static [Row]) -> Self {
         let mut versions: Vec<GroupVersion> = Vec::new();
         for row in rows {
-            let place = if row.group.is_empty() { row.plural.to_owned() } else { format!("{}/{}", row.group, row.plural) };
+            let place = if row.group.is_empty() {
+                row.plural.to_owned()
+            } else {
+                format!("{}/{}", row.group, row.plural)
+            };
             // A row without a type could not be decoded; a test holds that there is none.
             let Some(ty) = schema().kind(row.group, row.version, row.kind) else { continue };
             let resource = Resource { row, ty, tag: ResourceTag::new(&place) };
             match versions.iter_mut().find(|v| v.group == row.group && v.version == row.version) {
                 Some(found) => found.resources.push(resource),
-                None => versions.push(GroupVersion { group: row.group, version: row.version, resources: vec![resource] }),
+                None => versions.push(GroupVersion {
+                    group: row.group,
+                    version: row.version,
+                    resources: vec![resource],
+                }),
             }
         }
         versions.sort_by_key(|v| !v.group.is_empty());

@@ -85,7 +85,9 @@ fn group_version<'a>(
 ) -> Route<'a> {
     let Some(first) = rest.next() else { return Route::GroupVersion(group, version) };
     let (second, third) = (rest.next(), rest.next());
-    if let ("", "v1", "namespaces", Some(namespace), Some("bindings")) = (group, version, first, second, third) {
+    if let ("", "v1", "namespaces", Some(namespace), Some("bindings")) =
+        (group, version, first, second, third)
+    {
         return exact(Route::Bindings(decode(namespace)), rest);
     }
     let find = |plural: &str| registry.find(group, version, plural);

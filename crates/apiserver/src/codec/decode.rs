@@ -73,7 +73,8 @@ pub(crate) fn content_type(headers: &HeaderMap) -> &str {
 
 /// Reads a body; 413 when it is too large.
 pub(crate) async fn read(headers: &HeaderMap, body: Incoming) -> Result<Bytes, Status> {
-    let announced = headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<usize>().ok());
+    let announced =
+        headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<usize>().ok());
     if announced.is_some_and(|length| length > BODY_MAX) {
         return Err(too_large());
     }
@@ -85,10 +86,7 @@ pub(crate) async fn read(headers: &HeaderMap, body: Incoming) -> Result<Bytes, S
 }
 
 fn too_large() -> Status {
-    Status::new(
-        StatusReason::RequestEntityTooLarge,
-        format!("Request entity too large: limit is {BODY_MAX}"),
-    )
+    Status::new(StatusReason::RequestEntityTooLarge, format!("Request entity too large: limit is {BODY_MAX}"))
 }
 
 /// Decodes an object of the resource's kind.
@@ -107,14 +105,21 @@ pub(crate) fn object(
 
 /// Decodes an object that a component of this process sent as JSON.
 pub(crate) fn trusted(resource: &Resource, body: &[u8]) -> Result<Value, Status> {
-    let mut object: Value = serde_json::from_slice(body).map_err(|e| schema::cannot_handle(resource.ty, &e.to_string()))?;
+    let mut object: Value =
+        serde_json::from_slice(body).map_err(|e| schema::cannot_handle(resource.ty, &e.to_string()))?;
     adopt_kind(&mut object, &resource.api_version(), resource.row.kind)?;
     schema::check(resource.ty, &mut object, Mode::Decoded)?;
     Ok(object)
 }
 
 /// Decodes a body that is no object of a row, such as `DeleteOptions`. Unknown fields are dropped.
-pub(crate) fn plain(headers: &HeaderMap, body: &[u8], group: &str, version: &str, kind: &str) -> Result<Value, Status> {
+pub(crate) fn plain(
+    headers: &HeaderMap,
+    body: &[u8],
+    group: &str,
+    version: &str,
+    kind: &str,
+) -> Result<Value, Status> {
     let ty = schema::schema()
         .kind(group, version, kind)
         .ok_or_else(|| Status::internal(format!("no schema for {kind}")))?;
@@ -133,14 +138,25 @@ fn raw(headers: &HeaderMap, body: &[u8], ty: &Type) -> Result<(Value, Vec<String
             cumulet_api::json::parse(body).map_err(|e| undecodable(ty, &e.to_string()))?
         }
         "application/yaml" => (yaml(body).map_err(|e| undecodable(ty, &e))?, Vec::new()),
-        "application/vnd.kubernetes.protobuf" => (protobuf::decode(body)?, Vec::new()),
-        _ => return Err(unsupported(&["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"])),
+        "application/vnd.kubernetes.protobuf" => {
+            (protobuf::decode(body).map_err(|e| undecodable(ty, &e.to_string()))?, Vec::new())
+        }
+        _ => {
+            return Err(unsupported(&[
+                "application/json",
+                "application/yaml",
+                "application/vnd.kubernetes.protobuf",
+            ]));
+        }
     };
     if decoded.0.is_object() { Ok(decoded) } else { Err(undecodable(ty, "the body is not an object")) }
 }
 
 fn undecodable(ty: &Type, why: &str) -> Status {
-    Status::bad_request(format!("the object provided is unrecognized (must be of type {}): {why}", ty.short_name()))
+    Status::bad_request(format!(
+        "the object provided is unrecognized (must be of type {}): {why}",
+        ty.short_name()
+    ))
 }
 
 /// 415.

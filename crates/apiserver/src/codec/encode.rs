@@ -61,7 +61,12 @@ pub(crate) struct Form<'a> {
 }
 
 /// One object.
-pub(crate) fn object(form: &Form<'_>, code: StatusCode, resource: &Resource, object: Bytes) -> Result<Response<Body>, Status> {
+pub(crate) fn object(
+    form: &Form<'_>,
+    code: StatusCode,
+    resource: &Resource,
+    object: Bytes,
+) -> Result<Response<Body>, Status> {
     if form.accepted.is_plain() {
         return Ok(reply(code, JSON, object));
     }
@@ -104,7 +109,8 @@ pub(crate) fn list(form: &Form<'_>, resource: &Resource, listed: &Listed) -> Res
     let items: usize = listed.items.iter().map(|record| record.body.len() + 1).sum();
     let mut out = Vec::with_capacity(items + 256);
     out.extend_from_slice(
-        format!("{{\"kind\":\"{kind}\",\"apiVersion\":\"{version}\",\"metadata\":{metadata},\"items\":[").as_bytes(),
+        format!("{{\"kind\":\"{kind}\",\"apiVersion\":\"{version}\",\"metadata\":{metadata},\"items\":[")
+            .as_bytes(),
     );
     for (index, record) in listed.items.iter().enumerate() {
         if index > 0 {
@@ -147,5 +153,6 @@ fn accepts_gzip(headers: &HeaderMap) -> bool {
 }
 
 fn decode(object: &Bytes) -> Result<Value, Status> {
-    serde_json::from_slice(object).map_err(|e| Status::internal(format!("stored object does not decode: {e}")))
+    serde_json::from_slice(object)
+        .map_err(|e| Status::internal(format!("stored object does not decode: {e}")))
 }

@@ -51,7 +51,8 @@ pub(crate) fn negotiate(headers: &HeaderMap, offered: fn(Shape) -> bool) -> Resu
     if accept.is_empty() || accept == "application/json" || accept == "*/*" {
         return Ok(Accepted::JSON);
     }
-    let mut ranges: Vec<(u16, &str)> = accept.split(',').map(|range| (quality(range), range.trim())).collect();
+    let mut ranges: Vec<(u16, &str)> =
+        accept.split(',').map(|range| (quality(range), range.trim())).collect();
     ranges.sort_by_key(|(quality, _)| std::cmp::Reverse(*quality));
     ranges
         .into_iter()
@@ -141,6 +142,9 @@ mod tests {
         check("application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1", Some((Json, Metadata)));
         check("application/json;q=0.5, application/yaml", Some((Yaml, Objects)));
         check("text/html", None);
-        check("application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json", Some((Json, Objects)));
+        check(
+            "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json",
+            Some((Json, Objects)),
+        );
     }
 }

@@ -1,7 +1,7 @@
 //! From a request to an answer: routing, authentication, and the choice of the verb.
 
 mod collection;
-mod object;
+pub(crate) mod object;
 pub(crate) mod watch;
 
 use crate::ApiServer;
@@ -83,7 +83,12 @@ pub(crate) async fn handle(
     }
 }
 
-async fn answer(server: &Arc<ApiServer>, connection: &Connection, parts: &mut Parts, body: Incoming) -> Answer {
+async fn answer(
+    server: &Arc<ApiServer>,
+    connection: &Connection,
+    parts: &mut Parts,
+    body: Incoming,
+) -> Answer {
     // Cheap: a URI shares its bytes. It frees `parts` for the upgrade of exec, which takes it by `&mut`.
     let uri = parts.uri.clone();
     let query = Query::parse(uri.query());
@@ -98,7 +103,8 @@ async fn answer(server: &Arc<ApiServer>, connection: &Connection, parts: &mut Pa
     if let Route::Resource(target) = &route
         && let (Some(_), Some("exec" | "attach")) = (&target.name, target.subresource)
     {
-        return Box::pin(subresources::exec::answer(server, connection, &identity, target, &query, parts)).await;
+        return Box::pin(subresources::exec::answer(server, connection, &identity, target, &query, parts))
+            .await;
     }
     let ask = Ask { server, connection, parts, query: &query, user: &identity };
     match &route {
@@ -153,7 +159,9 @@ async fn resource(ask: &Ask<'_>, target: &Target<'_>, body: Incoming) -> Answer 
         (&Method::POST, false) => Box::pin(object::create(ask, target, body)).await,
         (&Method::PUT, true) => Box::pin(object::update(ask, target, body)).await,
         (&Method::PATCH, true) => Box::pin(object::patch(ask, target, body)).await,
-        (&Method::DELETE, true) if target.subresource.is_none() => Box::pin(object::delete(ask, target, body)).await,
+        (&Method::DELETE, true) if target.subresource.is_none() => {
+            Box::pin(object::delete(ask, target, body)).await
+        }
         (&Method::DELETE, false) => Box::pin(collection::delete(ask, target, body)).await,
         _ => Err(not_allowed()),
     }

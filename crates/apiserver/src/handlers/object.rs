@@ -79,7 +79,8 @@ pub(super) async fn delete(ask: &Ask<'_>, target: &Target<'_>, body: Incoming) -
 }
 
 /// Kinds whose deletion answers with the object also when it is gone.
-const SHOWN_WHEN_GONE: &[&str] = &["pods", "services", "serviceaccounts", "persistentvolumes", "persistentvolumeclaims"];
+const SHOWN_WHEN_GONE: &[&str] =
+    &["pods", "services", "serviceaccounts", "persistentvolumes", "persistentvolumeclaims"];
 
 fn deletion(call: &Call<'_>, form: &encode::Form<'_>, deleted: Deleted) -> Answer {
     let row = call.resource.row;
@@ -90,8 +91,7 @@ fn deletion(call: &Call<'_>, form: &encode::Form<'_>, deleted: Deleted) -> Answe
     if !row.group.is_empty() {
         details["group"] = row.group.into();
     }
-    let status =
-        json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details});
+    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details});
     encode::value(form, StatusCode::OK, &status)
 }
 
@@ -129,7 +129,8 @@ pub(crate) fn read_delete_options(value: &Value) -> Result<(DeleteOptions, bool)
     if let Some(orphan) = value.get("orphanDependents").and_then(Value::as_bool) {
         options.propagation.get_or_insert(orphan_dependents(orphan));
     }
-    let dry_run = value.get("dryRun").and_then(Value::as_array).is_some_and(|list| list.iter().any(|v| v == "All"));
+    let dry_run =
+        value.get("dryRun").and_then(Value::as_array).is_some_and(|list| list.iter().any(|v| v == "All"));
     Ok((options, dry_run))
 }
 

@@ -15,7 +15,8 @@ pub(crate) const NODE_INDEX: &str = "node";
 
 /// Decodes what the store holds.
 pub(crate) fn parse(record: &Record) -> Result<Value, Status> {
-    serde_json::from_slice(&record.body).map_err(|e| Status::internal(format!("{} does not decode: {e}", record.key)))
+    serde_json::from_slice(&record.body)
+        .map_err(|e| Status::internal(format!("{} does not decode: {e}", record.key)))
 }
 
 /// Encodes an object for the store.

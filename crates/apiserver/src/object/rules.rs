@@ -64,7 +64,9 @@ pub(crate) fn validate_update(old: &Value, new: &Value) -> Vec<FieldError> {
             ));
         }
     }
-    for field in ["name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"] {
+    for field in
+        ["name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"]
+    {
         let (before, after) = (meta::metadata(old).get(field), meta::metadata(new).get(field));
         if before != after {
             let value = after.cloned().unwrap_or(Value::Null);

@@ -30,13 +30,8 @@ pub(crate) async fn bindings(ask: &Ask<'_>, namespace: &str, body: Incoming) -> 
     let binding = read(ask, body).await?;
     let resource = pods(ask.core())?;
     let name = meta::name(&binding);
-    let call = Call {
-        resource,
-        namespace: Some(namespace),
-        name,
-        user: ask.user,
-        dry_run: ask.query.dry_run()?,
-    };
+    let call =
+        Call { resource, namespace: Some(namespace), name, user: ask.user, dry_run: ask.query.dry_run()? };
     ask.core().bind(&call, &binding).await?;
     success(&form, StatusCode::CREATED)
 }
@@ -78,7 +73,9 @@ fn bound(call: &Call<'_>, old: &Value, binding: &Value, node: &str) -> Result<Va
     let name = meta::name(old);
     let (wanted, uid) = (meta::uid(binding), meta::uid(old));
     if !wanted.is_empty() && wanted != uid {
-        return refuse(format!("Precondition failed: UID in precondition: {wanted}, UID in object meta: {uid}"));
+        return refuse(format!(
+            "Precondition failed: UID in precondition: {wanted}, UID in object meta: {uid}"
+        ));
     }
     if meta::deletion_timestamp(old).is_some() {
         return refuse(format!("pod {name} is being deleted, cannot be assigned to a host"));

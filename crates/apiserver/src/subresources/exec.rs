@@ -65,20 +65,23 @@ pub(crate) async fn answer(
     let upgrade = upgrade.protocols(PROTOCOLS).max_message_size(MESSAGE_MAX).max_frame_size(MESSAGE_MAX);
     if upgrade.selected_protocol().is_none() {
         let offered = PROTOCOLS.join(", ");
-        return Err(Status::bad_request(format!("unable to upgrade: the supported subprotocols are {offered}")));
+        return Err(Status::bad_request(format!(
+            "unable to upgrade: the supported subprotocols are {offered}"
+        )));
     }
     let name = meta::name(&object).to_owned();
     let shutdown = connection.shutdown.clone();
-    Ok(upgrade.on_failed_upgrade(move |error| tracing::debug!(pod = %name, %error, "upgrade failed")).on_upgrade(
-        move |socket| async move {
-            let started = if exec { streams.exec(container, options) } else { streams.attach(container, options) };
+    Ok(upgrade
+        .on_failed_upgrade(move |error| tracing::debug!(pod = %name, %error, "upgrade failed"))
+        .on_upgrade(move |socket| async move {
+            let started =
+                if exec { streams.exec(container, options) } else { streams.attach(container, options) };
             tokio::select! {
                 // Dropping a session detaches from its process.
                 () = session::run(socket, started) => {}
                 () = shutdown.cancelled() => {}
             }
-        },
-    ))
+        }))
 }
 
 fn options(query: &Query<'_>, exec: bool) -> Result<ExecOptions, Status> {

@@ -48,7 +48,10 @@ fn options(ask: &Ask<'_>, pod: &str) -> Result<LogOptions, Status> {
         (Some(seconds), None) => SystemTime::now().checked_sub(Duration::from_secs(seconds)),
         (None, Some(text)) => {
             let at = meta::parse_time(text);
-            Some(at.ok_or_else(|| Status::bad_request(format!("sinceTime: cannot parse {text:?} as a time")))?.into())
+            Some(
+                at.ok_or_else(|| Status::bad_request(format!("sinceTime: cannot parse {text:?} as a time")))?
+                    .into(),
+            )
         }
         (None, None) => None,
     };
@@ -63,7 +66,11 @@ fn options(ask: &Ask<'_>, pod: &str) -> Result<LogOptions, Status> {
             None | Some("All") => None,
             Some(stream @ ("Stdout" | "Stderr")) => Some(stream.to_ascii_lowercase()),
             Some(other) => {
-                return Err(invalid(FieldError::not_supported("stream", other, &["All", "Stderr", "Stdout"])));
+                return Err(invalid(FieldError::not_supported(
+                    "stream",
+                    other,
+                    &["All", "Stderr", "Stdout"],
+                )));
             }
         },
     })
@@ -91,16 +98,16 @@ fn can_be_read(pod: &Value, container: &str, previous: bool) -> Result<(), Statu
         return Ok(());
     }
     match status.pointer("/state/waiting/reason").and_then(Value::as_str) {
-        Some("ErrImagePull") => {
-            bad(format!("container \"{container}\" in pod \"{name}\" is waiting to start: image can't be pulled"))
-        }
+        Some("ErrImagePull") => bad(format!(
+            "container \"{container}\" in pod \"{name}\" is waiting to start: image can't be pulled"
+        )),
         Some("ImagePullBackOff") => bad(format!(
             "container \"{container}\" in pod \"{name}\" is waiting to start: trying and failing to pull image"
         )),
-        Some(reason) => bad(format!("container \"{container}\" in pod \"{name}\" is waiting to start: {reason}")),
-        None => {
-            bad(format!("container \"{container}\" in pod \"{name}\" is waiting to start - no logs yet"))
+        Some(reason) => {
+            bad(format!("container \"{container}\" in pod \"{name}\" is waiting to start: {reason}"))
         }
+        None => bad(format!("container \"{container}\" in pod \"{name}\" is waiting to start - no logs yet")),
     }
 }
 

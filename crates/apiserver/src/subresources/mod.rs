@@ -5,7 +5,7 @@ mod eviction;
 pub(crate) mod exec;
 mod log;
 mod pod;
-mod scale;
+pub(crate) mod scale;
 mod session;
 
 use crate::codec::{decode, encode};
@@ -40,7 +40,12 @@ pub(crate) const SUBRESOURCES: &[Subresource] = &[
         kind: Some(("policy", "v1", "Eviction")),
         verbs: &["create"],
     },
-    Subresource { of: ("", "pods"), name: "exec", kind: Some(("", "v1", "PodExecOptions")), verbs: &["create", "get"] },
+    Subresource {
+        of: ("", "pods"),
+        name: "exec",
+        kind: Some(("", "v1", "PodExecOptions")),
+        verbs: &["create", "get"],
+    },
     Subresource { of: ("", "pods"), name: "log", kind: None, verbs: &["get"] },
 ];
 
@@ -62,7 +67,9 @@ pub(crate) async fn answer(ask: &Ask<'_>, target: &Target<'_>, subresource: &str
         (("", "pods"), "log") if ask.parts.method == Method::GET => log::answer(ask, target).await,
         (("", "pods"), "binding") if post => binding::answer(ask, target, body).await,
         (("", "pods"), "eviction") if post => eviction::answer(ask, target, body).await,
-        (("", "namespaces"), "finalize") | (("", "pods"), "log" | "binding" | "eviction") => Err(not_allowed()),
+        (("", "namespaces"), "finalize") | (("", "pods"), "log" | "binding" | "eviction") => {
+            Err(not_allowed())
+        }
         _ => Err(not_found()),
     }
 }

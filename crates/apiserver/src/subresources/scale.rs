@@ -34,7 +34,7 @@ pub(super) async fn answer(ask: &Ask<'_>, target: &Target<'_>, body: Incoming) -
             let patch = read_patch(ask, body).await?;
             let ty = schema::schema().kind(KIND.0, KIND.1, KIND.2).ok_or_else(not_found)?;
             let apply = |scale: &Value| {
-                let mut scale = patch.apply(ty, scale, call.name)?;
+                let mut scale = patch.apply(ty, scale)?;
                 schema::check(ty, &mut scale, Mode::Patched)?;
                 Ok(scale)
             };
@@ -111,8 +111,9 @@ fn scale_of(rules: &Scale, object: &Value) -> Value {
     let mut status = json!({"replicas": count(rules.status_replicas)});
     let selector = object.pointer(rules.selector).map(|selector| match selector.as_object() {
         // A LabelSelector has these keys; a plain map has none of them with values of these types.
-        Some(map) if map.get("matchLabels").is_some_and(Value::is_object)
-            || map.get("matchExpressions").is_some_and(Value::is_array) =>
+        Some(map)
+            if map.get("matchLabels").is_some_and(Value::is_object)
+                || map.get("matchExpressions").is_some_and(Value::is_array) =>
         {
             Selector::from_label_selector(selector).map(|s| s.to_string()).unwrap_or_default()
         }

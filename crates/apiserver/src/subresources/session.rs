@@ -54,7 +54,10 @@ pub(super) async fn run(socket: WebSocket, started: impl Future<Output = Result<
 }
 
 /// Sends what the process writes; `None` when the client is gone.
-async fn outputs(to_client: &mut SplitSink<WebSocket, Message>, mut output: mpsc::Receiver<Output>) -> Option<Exit> {
+async fn outputs(
+    to_client: &mut SplitSink<WebSocket, Message>,
+    mut output: mpsc::Receiver<Output>,
+) -> Option<Exit> {
     while let Some(written) = output.recv().await {
         let sent = match written {
             Output::Stdout(bytes) => to_client.send(message(STDOUT, &bytes)).await,

@@ -114,8 +114,14 @@ fn system_metadata(object: &mut Value) {
 }
 
 /// Metadata that a client cannot set on a new object.
-const SERVER_FIELDS: &[&str] =
-    &["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "managedFields", "generation", "resourceVersion"];
+const SERVER_FIELDS: &[&str] = &[
+    "deletionTimestamp",
+    "deletionGracePeriodSeconds",
+    "selfLink",
+    "managedFields",
+    "generation",
+    "resourceVersion",
+];
 
 /// Empty maps and lists in metadata are left out, as Go's encoder does.
 pub(crate) fn drop_empty(metadata: &mut Map<String, Value>) {

@@ -89,7 +89,8 @@ impl Core {
 fn preconditions(call: &Call<'_>, object: &Value, options: &DeleteOptions) -> Result<(), Status> {
     let check = |what: &str, wanted: &Option<String>, is: &str| match wanted {
         Some(wanted) if wanted != is => {
-            let why = format!("Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {is}");
+            let why =
+                format!("Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {is}");
             Err(call.conflict(&why))
         }
         _ => Ok(()),
@@ -116,7 +117,8 @@ fn plan(resource: &Resource, old: &Value, options: &DeleteOptions, now: Timestam
         Some(marked) => match options.grace_period_seconds.map(at_least_zero) {
             Some(wanted) if wanted < marked_grace => {
                 let until = meta::parse_time(marked).unwrap_or(now);
-                let until = until.saturating_sub(SignedDuration::from_secs(marked_grace - wanted)).unwrap_or(now);
+                let until =
+                    until.saturating_sub(SignedDuration::from_secs(marked_grace - wanted)).unwrap_or(now);
                 mark(resource, &mut new, until, wanted);
                 wanted
             }
@@ -124,7 +126,8 @@ fn plan(resource: &Resource, old: &Value, options: &DeleteOptions, now: Timestam
         },
         None => {
             let usual = resource.row.strategy.grace_period_seconds(old);
-            let grace = if usual == 0 { 0 } else { options.grace_period_seconds.map_or(usual, at_least_zero) };
+            let grace =
+                if usual == 0 { 0 } else { options.grace_period_seconds.map_or(usual, at_least_zero) };
             let until = now.saturating_add(SignedDuration::from_secs(grace)).unwrap_or(now);
             mark(resource, &mut new, until, grace);
             if meta::generation(old) > 0 {
@@ -231,13 +234,28 @@ mod tests {
         check("configmaps", json!({}), none(), "remove");
         check("configmaps", held.clone(), none(), "mark 2026-01-01T00:00:00Z 0 x/y");
         check("configmaps", held, propagation(Propagation::Orphan), "mark 2026-01-01T00:00:00Z 0 x/y+orphan");
-        check("configmaps", json!({}), propagation(Propagation::Foreground), "mark 2026-01-01T00:00:00Z 0 foregroundDeletion");
+        check(
+            "configmaps",
+            json!({}),
+            propagation(Propagation::Foreground),
+            "mark 2026-01-01T00:00:00Z 0 foregroundDeletion",
+        );
         let foreground = json!({"metadata": {"deletionTimestamp": NOW, "deletionGracePeriodSeconds": 0,
                                              "finalizers": ["foregroundDeletion"]}});
         check("configmaps", foreground.clone(), none(), "wait");
         check("configmaps", foreground.clone(), propagation(Propagation::Background), "remove");
-        check("configmaps", foreground, propagation(Propagation::Orphan), "mark 2026-01-01T00:00:00Z 0 orphan");
-        check("namespaces", json!({"spec": {"finalizers": ["kubernetes"]}}), none(), "mark 2026-01-01T00:00:00Z -");
+        check(
+            "configmaps",
+            foreground,
+            propagation(Propagation::Orphan),
+            "mark 2026-01-01T00:00:00Z 0 orphan",
+        );
+        check(
+            "namespaces",
+            json!({"spec": {"finalizers": ["kubernetes"]}}),
+            none(),
+            "mark 2026-01-01T00:00:00Z -",
+        );
         check("namespaces", json!({"spec": {}}), none(), "remove");
     }
 }

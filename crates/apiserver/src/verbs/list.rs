@@ -62,10 +62,15 @@ impl Core {
         let token = page.after.as_deref().map(read_token).transpose()?;
         let at = match &token {
             Some(_) if page.version_match.is_some() => {
-                return Err(invalid("resourceVersionMatch", "resourceVersionMatch is forbidden when continue is provided"));
+                return Err(invalid(
+                    "resourceVersionMatch",
+                    "resourceVersionMatch is forbidden when continue is provided",
+                ));
             }
             Some(_) if page.version.as_deref().is_some_and(|v| v != "0") => {
-                return Err(Status::bad_request("specifying resource version is not allowed when using continue"));
+                return Err(Status::bad_request(
+                    "specifying resource version is not allowed when using continue",
+                ));
             }
             Some(token) => At::Exactly(token.rv),
             None => self.which(page)?,
@@ -125,7 +130,8 @@ impl Core {
                 None => self.store.list(&call.resource.tag, &range),
             };
             let at_revision = *revision.insert(found.revision);
-            let last_of_scan = found.items.last().map(|r| (r.key.namespace.to_string(), r.key.name.to_string()));
+            let last_of_scan =
+                found.items.last().map(|r| (r.key.namespace.to_string(), r.key.name.to_string()));
             let mut left = found.items.into_iter().filter(|record| filter.matches(record));
             while limit == 0 || items.len() < limit {
                 match left.next() {
@@ -164,7 +170,8 @@ impl Core {
             (None, Some(version)) if version != 0 && page.limit != 0 => Ok(At::Exactly(version)),
             (None | Some("NotOlderThan"), _) => Ok(At::Now),
             (Some(other), _) => {
-                let error = FieldError::not_supported("resourceVersionMatch", other, &["Exact", "NotOlderThan", ""]);
+                let error =
+                    FieldError::not_supported("resourceVersionMatch", other, &["Exact", "NotOlderThan", ""]);
                 Err(Status::invalid("meta.k8s.io", "ListOptions", "", &[error]))
             }
         }
@@ -179,7 +186,9 @@ pub(crate) fn invalid(field: &str, why: &str) -> Status {
 /// Reads a resourceVersion.
 pub(crate) fn parse_version(text: &str) -> Result<u64, Status> {
     text.parse().map_err(|_| {
-        Status::bad_request(format!("Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax"))
+        Status::bad_request(format!(
+            "Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax"
+        ))
     })
 }
 
@@ -194,7 +203,8 @@ pub(crate) fn too_large(asked: u64, current: u64) -> Status {
         message: "Too large resource version".into(),
         field: String::new(),
     };
-    status.details = Some(Box::new(Details { causes: vec![cause], retry_after_seconds: 1, ..Details::default() }));
+    status.details =
+        Some(Box::new(Details { causes: vec![cause], retry_after_seconds: 1, ..Details::default() }));
     status
 }
 
@@ -223,7 +233,8 @@ fn write_token(last: &Key, revision: u64) -> String {
 }
 
 fn read_token(text: &str) -> Result<Token, Status> {
-    let token = URL_SAFE_NO_PAD.decode(text).ok().and_then(|bytes| serde_json::from_slice::<Token>(&bytes).ok());
+    let token =
+        URL_SAFE_NO_PAD.decode(text).ok().and_then(|bytes| serde_json::from_slice::<Token>(&bytes).ok());
     match token {
         Some(token) if token.v == TOKEN_VERSION => Ok(token),
         _ => Err(Status::bad_request("continue key is not valid")),

@@ -27,7 +27,8 @@ impl Core {
     /// `PUT namespaces/NAME/finalize`: sets `spec.finalizers` and nothing else. The namespace is removed when it is
     /// being deleted and none is left.
     pub(crate) async fn finalize(&self, call: &Call<'_>, object: &Value) -> Result<Bytes, Status> {
-        let finalizers = object.pointer("/spec/finalizers").cloned().filter(Value::is_array).unwrap_or(json!([]));
+        let finalizers =
+            object.pointer("/spec/finalizers").cloned().filter(Value::is_array).unwrap_or(json!([]));
         let version = meta::resource_version(object);
         self.update(call, Part::Special, |old| {
             let mut new = old.clone();

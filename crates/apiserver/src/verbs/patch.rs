@@ -11,13 +11,14 @@ use cumulet_merge as merge;
 use serde_json::Value;
 use std::sync::Mutex;
 
-/// Most operations in a JSON patch, as in Kubernetes.
-const JSON_OPERATIONS_MAX: usize = 10_000;
-
 /// A patch, read and ready to be applied.
-pub(crate) struct Patch {
-    kind: PatchKind,
-    patch: Value,
+pub(crate) enum Patch {
+    /// RFC 6902, not parsed: its reader caps what it does.
+    Json(Bytes),
+    /// RFC 7396.
+    Merge(Value),
+    /// Kubernetes' strategic merge patch.
+    Strategic(Value),
 }
 
 /// The kind of patch that a media type stands for; 415 for those that are none.
@@ -40,40 +41,25 @@ pub(crate) fn kind_of(content_type: &str) -> Result<PatchKind, Status> {
 }
 
 impl Patch {
-    pub(crate) fn parse(kind: PatchKind, body: &[u8]) -> Result<Self, Status> {
-        let bad = |why: String| Status::bad_request(format!("error decoding patch: {why}"));
-        let patch: Value = serde_json::from_slice(body).map_err(|e| bad(e.to_string()))?;
-        match (kind, &patch) {
-            (PatchKind::Json, Value::Array(operations)) if operations.len() > JSON_OPERATIONS_MAX => {
-                Err(Status::new(
-                    StatusReason::RequestEntityTooLarge,
-                    format!(
-                        "The allowed maximum operations in a JSON patch is {JSON_OPERATIONS_MAX}, got {}",
-                        operations.len()
-                    ),
-                ))
-            }
-            (PatchKind::Json, Value::Array(_)) | (PatchKind::Merge | PatchKind::Strategic, Value::Object(_)) => {
-                Ok(Self { kind, patch })
-            }
-            (PatchKind::Json, _) => Err(bad("a JSON patch is an array of operations".into())),
-            _ => Err(bad("the patch is not an object".into())),
-        }
+    pub(crate) fn parse(kind: PatchKind, body: &Bytes) -> Result<Self, Status> {
+        let object = || match serde_json::from_slice::<Value>(body) {
+            Ok(patch) if patch.is_object() => Ok(patch),
+            Ok(_) => Err(Status::bad_request("error decoding patch: the patch is not an object")),
+            Err(error) => Err(Status::bad_request(format!("error decoding patch: {error}"))),
+        };
+        Ok(match kind {
+            PatchKind::Json => Self::Json(body.clone()),
+            PatchKind::Merge => Self::Merge(object()?),
+            PatchKind::Strategic => Self::Strategic(object()?),
+        })
     }
 
     /// The object with the patch applied, not yet checked against its schema.
-    pub(crate) fn apply(&self, ty: &'static Type, object: &Value, name: &str) -> Result<Value, Status> {
-        let unprocessable = |why: String| {
-            let mut status = Status::new(StatusReason::Invalid, why);
-            status.details = Some(Box::new(cumulet_api::status::Details { name: name.into(), ..Default::default() }));
-            status
-        };
-        match self.kind {
-            PatchKind::Json => merge::json_patch(object, &self.patch)
-                .map_err(|e| unprocessable(format!("the server rejected our request due to an error in our request: {e}"))),
-            PatchKind::Merge => Ok(merge::merge_patch(object, &self.patch)),
-            PatchKind::Strategic => merge::strategic_merge(ty, object, &self.patch)
-                .map_err(|e| Status::bad_request(format!("invalid strategic merge patch: {e}"))),
+    pub(crate) fn apply(&self, ty: &'static Type, object: &Value) -> Result<Value, Status> {
+        match self {
+            Self::Json(patch) => merge::json_patch(object, patch).map_err(|e| e.to_status()),
+            Self::Merge(patch) => Ok(merge::merge_patch(object, patch)),
+            Self::Strategic(patch) => merge::strategic(ty, object, patch).map_err(|e| e.to_status()),
         }
     }
 }
@@ -92,7 +78,7 @@ impl Core {
         let warnings = Mutex::new(Vec::new());
         let stored = self
             .update(call, part, |old| {
-                let mut new = patch.apply(ty, old, call.name)?;
+                let mut new = patch.apply(ty, old)?;
                 let problems = schema::check(ty, &mut new, Mode::Patched)?;
                 let found = strictness.judge(ty, problems)?;
                 if let Ok(mut warnings) = warnings.lock() {

@@ -4,6 +4,7 @@
 
 use crate::object::body::NODE_INDEX;
 use crate::registry::Resource;
+use crate::row::Strategy;
 use cumulet_api::Status;
 use cumulet_api::selector::{FieldSelector, Selector};
 use cumulet_store::Record;
@@ -11,11 +12,12 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 /// What a list or a watch is narrowed to.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Filter {
     namespace: Option<String>,
     labels: Selector,
     fields: FieldSelector,
+    strategy: Option<&'static dyn Strategy>,
     /// True when some field needs the decoded object.
     deep: bool,
 }
@@ -50,7 +52,9 @@ impl Filter {
         let fields = fields.map_or(Ok(FieldSelector::default()), FieldSelector::parse).map_err(bad)?;
         let mut deep = false;
         for term in &fields.terms {
-            if term.field == "metadata.name" || (term.field == "metadata.namespace" && resource.row.namespaced) {
+            if term.field == "metadata.name"
+                || (term.field == "metadata.namespace" && resource.row.namespaced)
+            {
                 continue;
             }
             if !resource.row.selectable_fields.contains(&term.field.as_str()) {
@@ -66,7 +70,7 @@ impl Filter {
             deep = true;
         }
         let namespace = namespace.map(str::to_owned);
-        Ok(Self { namespace, labels, fields, deep })
+        Ok(Self { namespace, labels, fields, strategy: Some(resource.row.strategy), deep })
     }
 
     /// True when only the namespace narrows.
@@ -102,7 +106,8 @@ impl Filter {
             return true;
         }
         if self.deep {
-            return serde_json::from_slice::<Value>(&record.body).is_ok_and(|object| self.matches_value(record, &object));
+            return serde_json::from_slice::<Value>(&record.body)
+                .is_ok_and(|object| self.matches_value(record, &object));
         }
         let shallow = self.fields.matches(|field| match field {
             "metadata.name" => &record.key.name,
@@ -122,25 +127,22 @@ impl Filter {
             let is = match term.field.as_str() {
                 "metadata.name" => record.key.name.to_string(),
                 "metadata.namespace" => record.key.namespace.to_string(),
-                path => field_text(object, path),
+                path => self.field_text(object, path),
             };
             (is == term.value) == term.equal
         });
         fields && self.labels.matches_map(cumulet_api::meta::labels(object))
     }
-}
 
-/// The value of a dotted path as field selectors compare it; absent reads as the type's zero value.
-fn field_text(object: &Value, path: &str) -> String {
-    let value = path.split('.').try_fold(object, |at, key| at.get(key));
-    match value {
-        None | Some(Value::Null) => match path {
-            // Booleans and counts are never absent for Kubernetes' selectors.
-            "spec.unschedulable" | "spec.hostNetwork" => "false".into(),
-            "status.replicas" => "0".into(),
-            _ => String::new(),
-        },
-        Some(Value::String(text)) => text.clone(),
-        Some(other) => other.to_string(),
+    /// What a field selector compares: what the kind says, or the text at the path.
+    fn field_text(&self, object: &Value, path: &str) -> String {
+        if let Some(text) = self.strategy.and_then(|strategy| strategy.selectable(object, path)) {
+            return text;
+        }
+        match path.split('.').try_fold(object, |at, key| at.get(key)) {
+            None | Some(Value::Null) => String::new(),
+            Some(Value::String(text)) => text.clone(),
+            Some(other) => other.to_string(),
+        }
     }
 }

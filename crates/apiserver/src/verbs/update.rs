@@ -110,13 +110,15 @@ fn same_place(call: &Call<'_>, object: &Value) -> Result<(), Status> {
         return Err(Status::bad_request("name must be provided"));
     }
     if name != call.name {
-        let text = format!("the name of the object ({name}) does not match the name on the URL ({})", call.name);
+        let text =
+            format!("the name of the object ({name}) does not match the name on the URL ({})", call.name);
         return Err(Status::bad_request(text));
     }
     match call.namespace {
         Some(wanted) if !namespace.is_empty() && namespace != wanted => {
-            let text =
-                format!("the namespace of the object ({namespace}) does not match the namespace on the URL ({wanted})");
+            let text = format!(
+                "the namespace of the object ({namespace}) does not match the namespace on the URL ({wanted})"
+            );
             Err(Status::bad_request(text))
         }
         _ => Ok(()),
@@ -135,7 +137,8 @@ fn preconditions(call: &Call<'_>, old: &Value, new: &Value) -> Result<(), Status
         return Ok(());
     }
     if wanted.parse::<u64>().is_err() {
-        let error = cumulet_api::field::FieldError::invalid("metadata.resourceVersion", wanted, "must be a number");
+        let error =
+            cumulet_api::field::FieldError::invalid("metadata.resourceVersion", wanted, "must be a number");
         let row = call.resource.row;
         return Err(Status::invalid(row.group, row.kind, call.name, &[error]));
     }
@@ -154,7 +157,11 @@ fn keep_server_metadata(old: &Value, new: &mut Value) {
     if meta::deletion_grace_period_seconds(new).is_none() {
         keep_fields(old, new, &["deletionGracePeriodSeconds"]);
     }
-    keep_fields(old, new, &["uid", "resourceVersion", "generation", "selfLink", "managedFields", "generateName"]);
+    keep_fields(
+        old,
+        new,
+        &["uid", "resourceVersion", "generation", "selfLink", "managedFields", "generateName"],
+    );
     if let Some(metadata) = meta::metadata_mut(new) {
         drop_empty(metadata);
     }
@@ -188,7 +195,11 @@ fn validate(row: &Row, part: Part, old: &Value, new: &Value) -> Result<(), Statu
         Part::Status => errors.extend(row.strategy.validate_status_update(old, new)),
         Part::Special => {}
     }
-    if errors.is_empty() { Ok(()) } else { Err(Status::invalid(row.group, row.kind, meta::name(new), &errors)) }
+    if errors.is_empty() {
+        Ok(())
+    } else {
+        Err(Status::invalid(row.group, row.kind, meta::name(new), &errors))
+    }
 }
 
 /// True when this update was what a deletion waited for: marked, grace over, no finalizer left.

@@ -58,7 +58,12 @@ pub(crate) struct Feed {
 
 impl Core {
     /// Starts a watch.
-    pub(crate) fn watch(&self, call: &Call<'_>, filter: Filter, options: &WatchOptions) -> Result<Feed, Status> {
+    pub(crate) fn watch(
+        &self,
+        call: &Call<'_>,
+        filter: Filter,
+        options: &WatchOptions,
+    ) -> Result<Feed, Status> {
         let version = match options.version.as_deref() {
             None => 0,
             Some(text) => parse_version(text)?,
@@ -158,7 +163,9 @@ impl Feed {
 
     /// What an event means to this watch; `None` when it is nothing to it.
     fn translate(&self, event: &Event) -> Option<WatchItem> {
-        if event.record.key.namespace.as_ref() != self.filter.namespace().unwrap_or(&event.record.key.namespace) {
+        if event.record.key.namespace.as_ref()
+            != self.filter.namespace().unwrap_or(&event.record.key.namespace)
+        {
             return None;
         }
         let is = event.kind != EventKind::Deleted && self.filter.matches(&event.record);
