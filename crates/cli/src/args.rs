@@ -105,9 +105,6 @@ pub enum Image {
     Build {
         /// The directory.
         dir: PathBuf,
-        /// Name the image so instead of as cumulet.yaml says.
-        #[arg(long, short, value_name = "REF")]
-        tag: Option<String>,
     },
     /// Import images from a docker-archive or OCI tar; `-` reads standard input.
     Load {

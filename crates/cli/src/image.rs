@@ -1,1 +1,155 @@
 //! `image`: build, load, save, list and remove images.
+//!
+//! The store is shared with a running cloud and needs none: images can be brought before the first `up`.
+
+use crate::args::{Format, Image as Task};
+use crate::client::connect;
+use crate::{StateDir, block_on, table};
+use anyhow::{Context, bail};
+use cumulet_images::{BuildOptions, Digest, ImageStore, ImageSummary};
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use kube::api::ListParams;
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::time::Instant;
+
+/// Digits of a digest that people see.
+const SHORT_ID: usize = 12;
+
+/// Runs one image command.
+pub(crate) fn run(state: &StateDir, task: Task) -> anyhow::Result<()> {
+    state.create()?;
+    let store = ImageStore::open(&state.images())?;
+    match task {
+        Task::Build { dir } => build(&store, &dir),
+        Task::Load { file } => load(&store, &file),
+        Task::Save { image, file } => save(&store, &image, &file),
+        Task::Ls(output) => list(&store, output.format),
+        Task::Rm { images } => {
+            for image in images {
+                store.remove(&image)?;
+                println!("{image} removed");
+            }
+            Ok(())
+        }
+        Task::Prune => prune(state, &store),
+        Task::Verify => verify(&store),
+    }
+}
+
+fn build(store: &ImageStore, dir: &Path) -> anyhow::Result<()> {
+    let start = Instant::now();
+    let built = store.build(dir, &BuildOptions::from_env()?)?;
+    eprintln!(
+        "{} built in {:.2} s: {}, {} entries",
+        built.reference.short(),
+        start.elapsed().as_secs_f64(),
+        table::bytes(built.size_bytes),
+        built.entries
+    );
+    println!("{}", built.digest);
+    Ok(())
+}
+
+fn load(store: &ImageStore, file: &Path) -> anyhow::Result<()> {
+    let loaded = if file == Path::new("-") {
+        store.load_from("standard input", std::io::stdin())?
+    } else {
+        store.load(file)?
+    };
+    for image in loaded {
+        if image.refs.is_empty() {
+            println!("{}", image.digest);
+        }
+        image.refs.iter().for_each(|name| println!("{}", name.short()));
+    }
+    Ok(())
+}
+
+fn save(store: &ImageStore, image: &str, file: &Path) -> anyhow::Result<()> {
+    if file == Path::new("-") {
+        if std::io::stdout().is_terminal() {
+            bail!("an image is not for a terminal: give a file, or redirect the output");
+        }
+        return Ok(store.save(image, std::io::stdout().lock())?);
+    }
+    // Written aside, so that a failed save leaves no half archive under the name.
+    let aside = file.with_extension("partial");
+    let result = (|| {
+        let mut out = File::create(&aside).with_context(|| format!("cannot write {}", aside.display()))?;
+        store.save(image, &mut out)?;
+        out.flush()?;
+        std::fs::rename(&aside, file).with_context(|| format!("cannot write {}", file.display()))
+    })();
+    if result.is_err() {
+        let _ = std::fs::remove_file(&aside);
+    }
+    result
+}
+
+fn list(store: &ImageStore, format: Format) -> anyhow::Result<()> {
+    let images = store.list()?;
+    let names = |image: &ImageSummary| image.refs.iter().map(|r| r.short()).collect::<Vec<_>>();
+    let object = |image: &ImageSummary| {
+        json!({
+            "names": names(image), "digest": image.digest.to_string(), "id": image.id.to_string(),
+            "sizeBytes": image.size_bytes, "created": image.created,
+        })
+    };
+    match format {
+        Format::Json => {
+            println!("{}", serde_json::to_string_pretty(&images.iter().map(object).collect::<Vec<Value>>())?);
+        }
+        Format::Yaml => print!("{}", serde_saphyr::to_string(&images.iter().map(object).collect::<Vec<Value>>())?),
+        Format::Name => images.iter().flat_map(names).for_each(|name| println!("{name}")),
+        Format::Table | Format::Wide => {
+            let row = |image: &ImageSummary| {
+                let names = names(image);
+                let name = if names.is_empty() { "<none>".to_owned() } else { names.join(", ") };
+                let id: String = image.id.hex().chars().take(SHORT_ID).collect();
+                vec![name, id, table::bytes(image.size_bytes)]
+            };
+            table::print(&["NAME", "IMAGE ID", "SIZE"], &images.iter().map(row).collect::<Vec<_>>());
+        }
+    }
+    Ok(())
+}
+
+fn prune(state: &StateDir, store: &ImageStore) -> anyhow::Result<()> {
+    let in_use = match state.running()? {
+        Some(_) => block_on(images_of_pods(state))?,
+        // Pods can run without the main process, and only it could say which images they use.
+        None if state.path().join("pods").read_dir().is_ok_and(|mut pods| pods.next().is_some()) => {
+            bail!("pods run but the cloud does not: start it with `cumulet up --detach`, so that their images are known")
+        }
+        None => Vec::new(),
+    };
+    let pruned = store.prune(&in_use)?;
+    println!("{} images removed, {} freed", pruned.images.len(), table::bytes(pruned.freed_bytes));
+    Ok(())
+}
+
+/// Digests of the images that containers of existing pods were made from.
+async fn images_of_pods(state: &StateDir) -> anyhow::Result<Vec<Digest>> {
+    let pods = Api::<Pod>::all(connect(state).await?).list(&ListParams::default()).await?;
+    let statuses = pods.iter().filter_map(|pod| pod.status.as_ref());
+    let ids = statuses.flat_map(|s| s.init_container_statuses.iter().chain(&s.container_statuses).flatten());
+    let ids: BTreeSet<&str> = ids.map(|status| status.image_id.as_str()).filter(|id| !id.is_empty()).collect();
+    ids.into_iter()
+        .map(|id| Digest::parse(id).with_context(|| format!("a pod has the image id {id:?}, which is no digest")))
+        .collect()
+}
+
+fn verify(store: &ImageStore) -> anyhow::Result<()> {
+    let problems = store.verify()?;
+    if problems.is_empty() {
+        println!("every blob and layer is what its digest says");
+        return Ok(());
+    }
+    problems.iter().for_each(|problem| println!("{problem}"));
+    bail!("{} problems: remove the images concerned and load them again", problems.len())
+}
