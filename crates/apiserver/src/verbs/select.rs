@@ -43,12 +43,7 @@ impl Filter {
         fields: Option<&str>,
     ) -> Result<Self, Status> {
         let bad = |e: cumulet_api::selector::SelectorError| Status::bad_request(e.to_string());
-        let labels = labels.map_or(Ok(Selector::everything()), Selector::parse).map_err(|e| {
-            Status::bad_request(format!("unable to parse requirement: {e}").replace(
-                "unable to parse requirement: unable to parse requirement: ",
-                "unable to parse requirement: ",
-            ))
-        })?;
+        let labels = labels.map_or(Ok(Selector::everything()), Selector::parse).map_err(bad)?;
         let fields = fields.map_or(Ok(FieldSelector::default()), FieldSelector::parse).map_err(bad)?;
         let mut deep = false;
         for term in &fields.terms {
