@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 /// Why a container cannot be made from its pod.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ConvertError {
+pub(crate) enum ConvertError {
     /// Neither pod nor image say what to run.
     #[error("no command specified: neither the pod nor the image \"{0}\" has a command")]
     NoCommand(String),
@@ -23,34 +23,34 @@ pub enum ConvertError {
 }
 
 /// Everything that goes into a container.
-pub struct Parts<'a> {
+pub(crate) struct Parts<'a> {
     /// The pod.
-    pub pod: &'a Pod,
+    pub(crate) pod: &'a Pod,
     /// The container.
-    pub container: &'a Container,
+    pub(crate) container: &'a Container,
     /// Instance number.
-    pub attempt: u32,
+    pub(crate) attempt: u32,
     /// Its image.
-    pub image: &'a ResolvedImage,
+    pub(crate) image: &'a ResolvedImage,
     /// Its environment.
-    pub environment: &'a Environment,
+    pub(crate) environment: &'a Environment,
     /// Its mounts.
-    pub mounts: Vec<Mount>,
+    pub(crate) mounts: Vec<Mount>,
     /// The pod's directories.
-    pub dirs: &'a PodDirs,
+    pub(crate) dirs: &'a PodDirs,
     /// The pod's cgroup.
-    pub cgroup: &'a str,
+    pub(crate) cgroup: &'a str,
     /// The process whose namespaces are the pod's.
-    pub supervisor_pid: i32,
+    pub(crate) supervisor_pid: i32,
     /// Memory of the node, in bytes.
-    pub node_memory_bytes: i64,
+    pub(crate) node_memory_bytes: i64,
 }
 
 /// Makes the specification of a container.
 ///
 /// # Errors
 /// [`ConvertError`].
-pub fn container_spec(parts: Parts<'_>) -> Result<ContainerSpec, ConvertError> {
+pub(crate) fn container_spec(parts: Parts<'_>) -> Result<ContainerSpec, ConvertError> {
     let Parts { pod, container, attempt, image, environment, .. } = parts;
     let empty_spec = PodSpec::default();
     let spec = pod.spec.as_ref().unwrap_or(&empty_spec);

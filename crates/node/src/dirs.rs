@@ -18,32 +18,32 @@ use std::path::{Path, PathBuf};
 
 /// Directories of all pods of a node.
 #[derive(Clone, Debug)]
-pub struct NodeDirs {
+pub(crate) struct NodeDirs {
     state_dir: PathBuf,
 }
 
 /// Directories of one pod.
 #[derive(Clone, Debug)]
-pub struct PodDirs {
+pub(crate) struct PodDirs {
     /// `pods/<uid>`.
-    pub root: PathBuf,
+    pub(crate) root: PathBuf,
     /// `logs/<namespace>_<name>_<uid>`.
-    pub logs: PathBuf,
+    pub(crate) logs: PathBuf,
 }
 
 impl NodeDirs {
     /// Directories below `state_dir`.
-    pub fn new(state_dir: &Path) -> Self {
+    pub(crate) fn new(state_dir: &Path) -> Self {
         Self { state_dir: state_dir.to_owned() }
     }
 
     /// `pods`.
-    pub fn pods(&self) -> PathBuf {
+    pub(crate) fn pods(&self) -> PathBuf {
         self.state_dir.join("pods")
     }
 
     /// `logs`.
-    pub fn logs(&self) -> PathBuf {
+    pub(crate) fn logs(&self) -> PathBuf {
         self.state_dir.join("logs")
     }
 
@@ -51,7 +51,7 @@ impl NodeDirs {
     ///
     /// # Errors
     /// Those of making a directory.
-    pub fn create(&self) -> io::Result<()> {
+    pub(crate) fn create(&self) -> io::Result<()> {
         private_dir(&self.pods())?;
         private_dir(&self.logs())
     }
@@ -60,7 +60,7 @@ impl NodeDirs {
     ///
     /// # Errors
     /// When one of the names is not a single path component.
-    pub fn pod(&self, namespace: &str, name: &str, uid: &str) -> io::Result<PodDirs> {
+    pub(crate) fn pod(&self, namespace: &str, name: &str, uid: &str) -> io::Result<PodDirs> {
         for part in [namespace, name, uid] {
             component(part)?;
         }
@@ -73,22 +73,22 @@ impl NodeDirs {
 
 impl PodDirs {
     /// `etc`.
-    pub fn etc(&self) -> PathBuf {
+    pub(crate) fn etc(&self) -> PathBuf {
         self.root.join("etc")
     }
 
     /// `volumes`.
-    pub fn volumes(&self) -> PathBuf {
+    pub(crate) fn volumes(&self) -> PathBuf {
         self.root.join("volumes")
     }
 
     /// The writable layer of one instance of a container.
-    pub fn writable(&self, container: &str, attempt: u32) -> PathBuf {
+    pub(crate) fn writable(&self, container: &str, attempt: u32) -> PathBuf {
         self.root.join("rw").join(format!("{container}-{attempt}"))
     }
 
     /// Directory of the log files of a container.
-    pub fn container_logs(&self, container: &str) -> PathBuf {
+    pub(crate) fn container_logs(&self, container: &str) -> PathBuf {
         self.logs.join(container)
     }
 
@@ -96,7 +96,7 @@ impl PodDirs {
     ///
     /// # Errors
     /// Those of making a directory.
-    pub fn create(&self) -> io::Result<()> {
+    pub(crate) fn create(&self) -> io::Result<()> {
         // The writable layers are roots of file systems of other users, so the way to them must be passable; the
         // directory above is not.
         for dir in [&self.root, &self.logs, &self.etc(), &self.volumes(), &self.root.join("rw")] {
@@ -110,7 +110,7 @@ impl PodDirs {
 ///
 /// # Errors
 /// `InvalidInput` naming the text.
-pub fn component(text: &str) -> io::Result<()> {
+pub(crate) fn component(text: &str) -> io::Result<()> {
     let bad = text.is_empty() || text == "." || text == ".." || text.contains(['/', '\0']) || text.len() > 255;
     if bad {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{text:?} is not a file name")));
@@ -122,7 +122,7 @@ pub fn component(text: &str) -> io::Result<()> {
 ///
 /// # Errors
 /// Those of making a directory.
-pub fn private_dir(dir: &Path) -> io::Result<()> {
+pub(crate) fn private_dir(dir: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
@@ -130,7 +130,7 @@ pub fn private_dir(dir: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// Those of removing.
-pub fn remove_dir(dir: &Path) -> io::Result<()> {
+pub(crate) fn remove_dir(dir: &Path) -> io::Result<()> {
     match fs::remove_dir_all(dir) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
         _ => Ok(()),

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Where the objects that an environment refers to are read from.
-pub trait Objects {
+pub(crate) trait Objects {
     /// A ConfigMap of the pod's namespace.
     fn config_map(&self, name: &str) -> Option<Arc<ConfigMap>>;
     /// A Secret of the pod's namespace.
@@ -21,22 +21,22 @@ pub trait Objects {
 
 /// What the fields of the pod resolve to, beyond the object itself.
 #[derive(Clone, Debug, Default)]
-pub struct PodFacts {
+pub(crate) struct PodFacts {
     /// `status.podIPs`.
-    pub pod_ips: Vec<String>,
+    pub(crate) pod_ips: Vec<String>,
     /// `status.hostIPs`.
-    pub host_ips: Vec<String>,
+    pub(crate) host_ips: Vec<String>,
     /// The pod's host name.
-    pub hostname: String,
+    pub(crate) hostname: String,
     /// What an absent CPU limit amounts to, in thousandths of a CPU.
-    pub node_millicpu: i64,
+    pub(crate) node_millicpu: i64,
     /// What an absent memory limit amounts to, in bytes.
-    pub node_memory_bytes: i64,
+    pub(crate) node_memory_bytes: i64,
 }
 
 /// Why an environment cannot be made; Display is Kubernetes' text, the reason is `CreateContainerConfigError`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum EnvError {
+pub(crate) enum EnvError {
     /// A ConfigMap or Secret is not there.
     #[error("{kind} \"{name}\" not found")]
     NotFound {
@@ -91,16 +91,16 @@ impl Vars {
 
 /// The finished environment.
 #[derive(Clone, Debug)]
-pub struct Environment {
+pub(crate) struct Environment {
     /// `NAME=value`, in order.
-    pub vars: Vec<String>,
+    pub(crate) vars: Vec<String>,
     /// What `$(NAME)` in command and arguments refers to.
     references: BTreeMap<String, String>,
 }
 
 impl Environment {
     /// Expands `$(NAME)` in an element of command or arguments.
-    pub fn expand(&self, text: &str) -> String {
+    pub(crate) fn expand(&self, text: &str) -> String {
         expand(text, |name| self.references.get(name).cloned())
     }
 }
@@ -109,7 +109,7 @@ impl Environment {
 ///
 /// # Errors
 /// [`EnvError`], when something not optional is missing.
-pub fn build(
+pub(crate) fn build(
     pod: &Pod,
     container: &Container,
     image_env: &[String],
@@ -267,7 +267,7 @@ fn service_vars(services: &[Arc<Service>]) -> BTreeMap<String, String> {
 }
 
 /// Expands `$(NAME)`.
-pub fn expand(text: &str, value: impl Fn(&str) -> Option<String>) -> String {
+pub(crate) fn expand(text: &str, value: impl Fn(&str) -> Option<String>) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find('$') {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 /// A path that the downward API does not have.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum FieldPathError {
+pub(crate) enum FieldPathError {
     /// No such field.
     #[error("unsupported fieldPath: {0}")]
     Field(String),
@@ -20,7 +20,7 @@ pub enum FieldPathError {
 ///
 /// # Errors
 /// [`FieldPathError::Field`].
-pub fn field(pod: &Pod, facts: &PodFacts, path: &str) -> Result<String, FieldPathError> {
+pub(crate) fn field(pod: &Pod, facts: &PodFacts, path: &str) -> Result<String, FieldPathError> {
     let meta = &pod.metadata;
     let spec = pod.spec.as_ref();
     let text = |s: Option<&String>| s.cloned().unwrap_or_default();
@@ -64,7 +64,7 @@ fn lines(map: Option<&BTreeMap<String, String>>) -> String {
 ///
 /// # Errors
 /// [`FieldPathError::Resource`].
-pub fn resource(
+pub(crate) fn resource(
     _pod: &Pod,
     container: &Container,
     facts: &PodFacts,

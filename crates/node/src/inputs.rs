@@ -16,16 +16,16 @@ use tokio_util::sync::CancellationToken;
 
 /// Names of the objects that a pod refers to, all in its own namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct References {
+pub(crate) struct References {
     /// ConfigMaps.
-    pub config_maps: BTreeSet<String>,
+    pub(crate) config_maps: BTreeSet<String>,
     /// Secrets.
-    pub secrets: BTreeSet<String>,
+    pub(crate) secrets: BTreeSet<String>,
 }
 
 impl References {
     /// Collects the references of a pod: environment and volumes.
-    pub fn of(pod: &Pod) -> Self {
+    pub(crate) fn of(pod: &Pod) -> Self {
         let mut refs = Self::default();
         let Some(spec) = &pod.spec else { return refs };
         for container in spec.init_containers.iter().flatten().chain(&spec.containers) {
@@ -140,13 +140,13 @@ fn api_service(host: &str, port: u16) -> Service {
 
 /// The objects that one pod refers to.
 #[derive(Clone, Debug, Default)]
-pub struct ObjectSet {
+pub(crate) struct ObjectSet {
     /// By name.
-    pub config_maps: HashMap<String, Arc<ConfigMap>>,
+    pub(crate) config_maps: HashMap<String, Arc<ConfigMap>>,
     /// By name.
-    pub secrets: HashMap<String, Arc<Secret>>,
+    pub(crate) secrets: HashMap<String, Arc<Secret>>,
     /// Services whose variables containers get.
-    pub services: Vec<Arc<Service>>,
+    pub(crate) services: Vec<Arc<Service>>,
 }
 
 impl Objects for ObjectSet {

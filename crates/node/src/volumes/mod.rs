@@ -28,7 +28,7 @@ use std::path::{Path, PathBuf};
 
 /// Host paths of a pod's volumes, by volume name.
 #[derive(Clone, Debug, Default)]
-pub struct Prepared {
+pub(crate) struct Prepared {
     paths: HashMap<String, PathBuf>,
 }
 
@@ -36,7 +36,7 @@ pub struct Prepared {
 ///
 /// # Errors
 /// A message in the kubelet's words, for the event `FailedMount`.
-pub fn prepare(
+pub(crate) fn prepare(
     pod: &Pod,
     dirs: &PodDirs,
     facts: &PodFacts,
@@ -77,6 +77,21 @@ fn prepare_one(
             .to_owned());
     }
     Ok(dir)
+}
+
+/// Mounts the pod's emptyDirs of medium Memory. A supervisor sees the mounts that exist when it starts, so this comes
+/// before it; doing it again is fine.
+pub(crate) fn mount_memory(pod: &Pod, dirs: &PodDirs) -> Result<(), String> {
+    let spec = pod.spec.as_ref();
+    let group = spec.and_then(|s| s.security_context.as_ref()).and_then(|s| s.fs_group).map(id);
+    for volume in spec.and_then(|s| s.volumes.as_ref()).into_iter().flatten() {
+        if let Some(source) = volume.empty_dir.as_ref().filter(|e| e.medium.as_deref() == Some("Memory")) {
+            component(&volume.name).map_err(|e| e.to_string())?;
+            let dir = dirs.volumes().join(&volume.name);
+            empty_dir(&dir, source, group).map_err(|e| format!("volume \"{}\": {e}", volume.name))?;
+        }
+    }
+    Ok(())
 }
 
 /// Writes the changed objects into the volumes that show them. Errors leave the old content.
@@ -123,7 +138,7 @@ fn is_mount_point(dir: &Path) -> io::Result<bool> {
 ///
 /// # Errors
 /// Those of reading the directory.
-pub fn unmount(dirs: &PodDirs) -> io::Result<()> {
+pub(crate) fn unmount(dirs: &PodDirs) -> io::Result<()> {
     let entries = match fs::read_dir(dirs.volumes()) {
         Ok(entries) => entries,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -145,7 +160,7 @@ pub fn unmount(dirs: &PodDirs) -> io::Result<()> {
 ///
 /// # Errors
 /// A message that says what cannot be mounted.
-pub fn mounts(
+pub(crate) fn mounts(
     pod: &Pod,
     container: &Container,
     prepared: &Prepared,

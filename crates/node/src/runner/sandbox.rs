@@ -1,0 +1,216 @@
+//! A pod's sandbox: supervisor, address, network; made, lost, destroyed.
+
+use super::task::PodContext;
+use crate::supervisor::client::{GONE, clean_up};
+use crate::supervisor::files::State;
+use crate::supervisor::proto::{self, Instance, InstanceState, PodNetwork, Request, SandboxSpec};
+use crate::supervisor::{Supervisor, SupervisorError};
+use crate::volumes::{self, etc};
+use cumulet_net::Netns;
+use cumulet_podlife::{Ended, Event};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+
+/// The kinds of sandbox that a pod can ask for.
+enum Kind {
+    Container,
+    /// A runtime class that this version cannot run.
+    Unsupported(String),
+}
+
+fn kind(pod: &Pod) -> Kind {
+    match pod.spec.as_ref().and_then(|s| s.runtime_class_name.as_deref()) {
+        None | Some("") => Kind::Container,
+        Some(other) => Kind::Unsupported(other.to_owned()),
+    }
+}
+
+/// Makes the sandbox and reports what came of it.
+pub(super) async fn create(context: Arc<PodContext>) {
+    let pod = context.pod();
+    if let Kind::Unsupported(class) = kind(&pod) {
+        let message = format!("RuntimeClass \"{class}\" cannot be run by this version: it has container pods only");
+        return context.report(Event::SandboxFailed { message, permanent: true });
+    }
+    match make(&context, &pod).await {
+        Ok(ips) => context.report(Event::SandboxReady { ips }),
+        Err(message) => {
+            remove(&context).await;
+            context.report(Event::SandboxFailed { message, permanent: false });
+        }
+    }
+}
+
+async fn make(context: &Arc<PodContext>, pod: &Arc<Pod>) -> Result<Vec<String>, String> {
+    let shared = &context.shared;
+    let host_network = pod.spec.as_ref().and_then(|s| s.host_network) == Some(true);
+    let address = match host_network {
+        true => None,
+        false => Some(shared.network.addresses().allocate().map_err(|e| e.to_string())?),
+    };
+    let ips: Vec<String> = match address {
+        Some(address) => vec![address.to_string()],
+        None => shared.config.host_ips.iter().take(1).map(ToString::to_string).collect(),
+    };
+    {
+        let mut live = context.live();
+        live.address = address;
+        live.ips.clone_from(&ips);
+    }
+    let hostname = etc::Hostname::of(pod, &shared.config)?;
+    let spec = sandbox_spec(context, pod, hostname.name.clone());
+    let (files, of, ip) = (context.clone(), pod.clone(), ips.first().cloned());
+    blocking(move || {
+        files.dirs.create().map_err(|e| format!("cannot make the pod's directories: {e}"))?;
+        etc::write(&files.dirs.etc(), &of, &hostname, ip.as_deref(), &files.shared.config)
+            .map_err(|e| format!("cannot write the pod's /etc files: {e}"))?;
+        volumes::mount_memory(&of, &files.dirs)
+    })
+    .await?;
+    let supervisor = Supervisor::spawn(&shared.config.exe, &context.dirs.root, &spec).await.map_err(|e| e.message)?;
+    let supervisor = Arc::new(supervisor);
+    context.live().supervisor = Some(supervisor.clone());
+    if let Some(address) = address {
+        connect(context, &supervisor, address).await?;
+    }
+    let events = supervisor.events();
+    pump(context, supervisor, events);
+    Ok(ips)
+}
+
+fn sandbox_spec(context: &PodContext, pod: &Pod, hostname: String) -> SandboxSpec {
+    let config = &context.shared.config;
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    let spec = pod.spec.as_ref();
+    let sysctls = spec.and_then(|s| s.security_context.as_ref()).and_then(|s| s.sysctls.as_ref());
+    SandboxSpec {
+        uid: context.uid.clone(),
+        namespace: text(&pod.metadata.namespace),
+        name: text(&pod.metadata.name),
+        hostname,
+        host_network: spec.and_then(|s| s.host_network) == Some(true),
+        host_ipc: spec.and_then(|s| s.host_ipc) == Some(true),
+        sysctls: sysctls.into_iter().flatten().map(|s| (s.name.clone(), s.value.clone())).collect(),
+        cgroup: context.cgroup.clone(),
+        log_dir: context.dirs.logs.display().to_string(),
+        log_max_bytes: config.log_max_bytes,
+        log_max_files: config.log_max_files,
+    }
+}
+
+/// Puts the pod on the network: the host's side here, the pod's side in the supervisor.
+async fn connect(context: &Arc<PodContext>, supervisor: &Supervisor, address: Ipv4Addr) -> Result<(), String> {
+    let network = context.shared.network.clone();
+    let pid = u32::try_from(supervisor.pid()).map_err(|e| e.to_string())?;
+    let side = blocking(move || network.attach(Netns::Pid(pid), address).map_err(|e| e.to_string())).await?;
+    let configure = PodNetwork {
+        interface: side.interface,
+        address: side.address.to_string(),
+        gateway: side.gateway.to_string(),
+        mtu: side.mtu,
+    };
+    supervisor.request(Request::ConfigureNetwork(configure)).await.map_err(|e| e.message)
+}
+
+/// Turns what the supervisor tells into events for the pod's task, until the supervisor is gone.
+pub(super) fn pump(context: &Arc<PodContext>, supervisor: Arc<Supervisor>, mut events: mpsc::Receiver<proto::Event>) {
+    let context = context.clone();
+    // Ends with the supervisor's connection, which ends with this process at the latest.
+    tokio::spawn(async move {
+        while let Some(event) = events.recv().await {
+            match event {
+                proto::Event::Snapshot { containers, .. } => {
+                    containers.into_iter().for_each(|(name, instance)| context.report(told(name, instance)));
+                }
+                proto::Event::Container { name, instance } => context.report(told(name, instance)),
+            }
+        }
+        // A sandbox that was destroyed on purpose has taken its supervisor out before.
+        let lost = {
+            let mut live = context.live();
+            let current = live.supervisor.as_ref().is_some_and(|known| Arc::ptr_eq(known, &supervisor));
+            if current {
+                live.supervisor = None;
+            }
+            current
+        };
+        if lost && !context.shared.shutdown.is_cancelled() {
+            context.report(Event::SandboxLost { ended: ended_containers(&context) });
+        }
+    });
+}
+
+fn told(container: String, instance: Instance) -> Event {
+    let attempt = instance.attempt;
+    match instance.state {
+        InstanceState::Running { started_at_us, .. } => {
+            Event::ContainerStarted { container, attempt, id: instance.id, at: moment(started_at_us) }
+        }
+        InstanceState::Ended(ended) => Event::ContainerEnded { container, attempt, ended: ended_of(ended) },
+    }
+}
+
+/// What the dead supervisor's state file says of containers that had ended.
+fn ended_containers(context: &PodContext) -> Vec<(String, u32, Ended)> {
+    let state = State::load(&context.dirs.root).unwrap_or_default();
+    let ended = state.containers.into_iter().filter_map(|(name, instance)| match instance.state {
+        InstanceState::Ended(ended) => Some((name, instance.attempt, ended_of(ended))),
+        InstanceState::Running { .. } => None,
+    });
+    ended.collect()
+}
+
+pub(super) fn ended_of(ended: proto::Ended) -> Ended {
+    Ended {
+        id: ended.id,
+        exit_code: ended.exit_code,
+        signal: ended.signal,
+        reason: ended.reason,
+        message: ended.message,
+        started_at: (ended.started_at_us != 0).then(|| moment(ended.started_at_us)),
+        finished_at: moment(ended.finished_at_us),
+    }
+}
+
+pub(super) fn moment(microseconds: i64) -> Timestamp {
+    Timestamp::from_microsecond(microseconds).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+/// Ends the sandbox and reports it.
+pub(super) async fn destroy(context: Arc<PodContext>) {
+    remove(&context).await;
+    context.report(Event::SandboxDestroyed);
+}
+
+/// Kills what runs, and removes supervisor, cgroup and network. What fails is logged: the next process tries again.
+async fn remove(context: &Arc<PodContext>) {
+    let supervisor = context.live().supervisor.take();
+    if let Some(supervisor) = supervisor {
+        match supervisor.request(Request::Shutdown).await {
+            Ok(()) => {}
+            Err(SupervisorError { reason, .. }) if reason == GONE => {}
+            Err(error) => tracing::warn!(uid = context.uid, %error, "the supervisor did not shut down"),
+        }
+    }
+    let (address, files) = (context.live().address.take(), context.clone());
+    let removed = blocking(move || {
+        if let Some(address) = address {
+            files.shared.network.detach(address).map_err(|e| e.to_string())?;
+            files.shared.network.addresses().release(address);
+        }
+        clean_up(&files.dirs.root, &files.cgroup).map_err(|e| e.message)
+    });
+    if let Err(error) = removed.await {
+        tracing::warn!(uid = context.uid, error, "the sandbox left something behind");
+    }
+}
+
+/// Runs a task that blocks, away from the runtime's own threads.
+pub(super) async fn blocking<T: Send + 'static>(
+    task: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Result<T, String> {
+    tokio::task::spawn_blocking(task).await.unwrap_or_else(|e| Err(format!("a task panicked: {e}")))
+}

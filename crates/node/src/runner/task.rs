@@ -1,0 +1,198 @@
+//! One pod's task and what its effects share.
+//!
+//! The select loop builds events and nothing else; [`PodLife::apply`] decides; [`super::effects`] starts what was
+//! decided and reports back through the mailbox. The timer is the one deadline that the state machine asked for last.
+
+use super::adopt::FoundPod;
+use super::status::StatusWriter;
+use super::{Shared, effects, sandbox};
+use crate::dirs::PodDirs;
+use crate::env::PodFacts;
+use crate::images::ResolvedImage;
+use crate::supervisor::Supervisor;
+use crate::volumes::{self, Prepared};
+use arc_swap::ArcSwap;
+use cumulet_podlife::{Effect, Event, PodDigest, PodLife};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Container, Pod};
+use std::collections::HashMap;
+use std::io;
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+
+/// What the effects of one pod share.
+pub(crate) struct PodContext {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) uid: String,
+    pub(crate) dirs: PodDirs,
+    pub(crate) cgroup: String,
+    pub(crate) status: StatusWriter,
+    events: mpsc::UnboundedSender<Event>,
+    pod: ArcSwap<Pod>,
+    live: Mutex<Live>,
+}
+
+/// What changes while the pod lives. Locked only for reading and setting.
+#[derive(Default)]
+pub(crate) struct Live {
+    pub(crate) supervisor: Option<Arc<Supervisor>>,
+    pub(crate) address: Option<Ipv4Addr>,
+    pub(crate) ips: Vec<String>,
+    pub(crate) prepared: Option<Prepared>,
+    pub(crate) images: HashMap<String, ResolvedImage>,
+}
+
+impl PodContext {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        pod: Arc<Pod>,
+        events: mpsc::UnboundedSender<Event>,
+        found: &FoundPod,
+    ) -> io::Result<Self> {
+        let meta = &pod.metadata;
+        let text = |value: &Option<String>| value.clone().unwrap_or_default();
+        let (namespace, name, uid) = (text(&meta.namespace), text(&meta.name), text(&meta.uid));
+        let live = Live {
+            supervisor: found.supervisor.clone(),
+            address: found.address,
+            ips: found.ips.clone(),
+            ..Live::default()
+        };
+        Ok(Self {
+            dirs: shared.dirs.pod(&namespace, &name, &uid)?,
+            cgroup: format!("{}/pod{uid}", shared.config.cgroup),
+            status: StatusWriter::new(shared.pods.clone(), &namespace, &name, &uid),
+            shared,
+            uid,
+            events,
+            pod: ArcSwap::new(pod),
+            live: Mutex::new(live),
+        })
+    }
+
+    /// The object, as last seen.
+    pub(crate) fn pod(&self) -> Arc<Pod> {
+        self.pod.load_full()
+    }
+
+    pub(crate) fn live(&self) -> MutexGuard<'_, Live> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn supervisor(&self) -> Option<Arc<Supervisor>> {
+        self.live().supervisor.clone()
+    }
+
+    /// Reports to the pod's task; one that has ended does not care.
+    pub(crate) fn report(&self, event: Event) {
+        let _ = self.events.send(event);
+    }
+
+    /// What the downward API and the environment are made from.
+    pub(crate) fn facts(&self) -> PodFacts {
+        let config = &self.shared.config;
+        let hostname = volumes::etc::Hostname::of(&self.pod(), config).map(|h| h.name).unwrap_or_default();
+        PodFacts {
+            pod_ips: self.live().ips.clone(),
+            host_ips: config.host_ips.iter().map(ToString::to_string).collect(),
+            hostname,
+            node_millicpu: self.shared.machine.cpus * 1000,
+            node_memory_bytes: self.shared.machine.memory_bytes,
+        }
+    }
+
+    /// Makes the files that show ConfigMaps and the like follow them; containers see the change at once.
+    pub(super) fn refresh_volumes(self: &Arc<Self>) {
+        if self.live().prepared.is_none() && self.live().supervisor.is_none() {
+            return;
+        }
+        let context = self.clone();
+        // Ends by itself; a pod that is gone meanwhile only makes it fail.
+        tokio::spawn(async move {
+            let pod = context.pod();
+            let objects = context.shared.inputs.collect(&pod).await;
+            let (facts, files) = (context.facts(), context.clone());
+            let refreshed = sandbox::blocking(move || volumes::refresh(&pod, &files.dirs, &facts, &objects));
+            if let Err(error) = refreshed.await {
+                tracing::warn!(uid = context.uid, error, "a volume keeps its old content");
+            }
+        });
+    }
+}
+
+/// A container of a pod, whatever its role.
+pub(crate) fn container<'a>(pod: &'a Pod, name: &str) -> Option<&'a Container> {
+    let spec = pod.spec.as_ref()?;
+    spec.init_containers.iter().flatten().chain(&spec.containers).find(|c| c.name == name)
+}
+
+/// Lives a pod's life, until it is confirmed deleted.
+pub(super) async fn run(
+    context: Arc<PodContext>,
+    mut objects: watch::Receiver<Option<Arc<Pod>>>,
+    mut mailbox: mpsc::UnboundedReceiver<Event>,
+    found: FoundPod,
+) {
+    let pod = context.pod();
+    let hosts = context.shared.config.host_ips.iter().map(ToString::to_string).collect();
+    let mut life = PodLife::new(PodDigest::of(&pod), hosts, pod.status.as_ref(), found.found, Timestamp::now());
+    if let (Some(supervisor), Some(events)) = (found.supervisor, found.events) {
+        sandbox::pump(&context, supervisor, events);
+    }
+    let mut timer: Option<Timestamp> = None;
+    let mut first = Some(observed(&context, Some(pod)));
+    loop {
+        let event = match first.take() {
+            Some(event) => event,
+            None => tokio::select! {
+                // Every arm only waits or takes one message; dropping it loses nothing.
+                changed = objects.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let object = objects.borrow_and_update().clone();
+                    observed(&context, object)
+                }
+                event = mailbox.recv() => match event {
+                    Some(event) => event,
+                    None => return,
+                },
+                () = until(timer) => {
+                    timer = None;
+                    Event::TimerFired
+                }
+            },
+        };
+        tracing::trace!(uid = context.uid, ?event, "event");
+        for effect in life.apply(event, Timestamp::now()) {
+            match effect {
+                Effect::ArmTimer { at } => timer = at,
+                Effect::ConfirmDeleted => return effects::confirm_deleted(&context).await,
+                other => effects::start(&context, other),
+            }
+        }
+    }
+}
+
+fn observed(context: &PodContext, object: Option<Arc<Pod>>) -> Event {
+    match object {
+        Some(pod) => {
+            let digest = PodDigest::of(&pod);
+            context.pod.store(pod);
+            Event::SpecObserved(Box::new(digest))
+        }
+        None => Event::Removed,
+    }
+}
+
+async fn until(moment: Option<Timestamp>) {
+    match moment {
+        Some(moment) => {
+            let left = moment.duration_since(Timestamp::now());
+            tokio::time::sleep(Duration::try_from(left).unwrap_or_default()).await;
+        }
+        None => std::future::pending().await,
+    }
+}
