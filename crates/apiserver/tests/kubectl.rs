@@ -2,27 +2,8 @@
 
 mod common;
 
-use common::TestServer;
-use std::io::Write;
-use std::path::Path;
-use std::process::{Command, Stdio};
-
-/// Runs kubectl; standard output, or standard error of a failure.
-fn kubectl(state: &Path, arguments: &[&str], input: &str) -> Result<String, String> {
-    let mut child = Command::new("kubectl")
-        .args(arguments)
-        .env("KUBECONFIG", state.join("kubeconfig"))
-        .env("HOME", state)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
-}
+use common::{TestServer, kubectl};
+use std::process::Command;
 
 const DEPLOYMENT: &str = "
 apiVersion: apps/v1

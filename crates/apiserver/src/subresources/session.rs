@@ -7,7 +7,7 @@
 //! Both directions run at once and slow each other's sender down, so a process that does not read cannot block its
 //! own output. The end of the process ends the session; the end of the connection drops the process's channels.
 
-use axum::extract::ws::{Message, WebSocket};
+use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
 use bytes::{BufMut, Bytes, BytesMut};
 use cumulet_api::Status;
 use cumulet_cluster::streams::{Exit, Input, Output, Session};
@@ -49,7 +49,9 @@ pub(super) async fn run(socket: WebSocket, started: impl Future<Output = Result<
         // The client may be gone already; there is nobody else to tell.
         let _ = to_client.send(message(STATUS, status.as_bytes())).await;
     }
-    let _ = to_client.send(Message::Close(None)).await;
+    // Without a normal close code kubectl takes the end for a failure.
+    let close = CloseFrame { code: close_code::NORMAL, reason: "".into() };
+    let _ = to_client.send(Message::Close(Some(close))).await;
     let _ = to_client.close().await;
 }
 

@@ -12,7 +12,10 @@ use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde_json::Value;
+use std::io::Write;
 use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
@@ -207,4 +210,21 @@ impl WatchStream {
             None => "END".to_owned(),
         }
     }
+}
+
+/// Runs kubectl; standard output, or standard error of a failure.
+pub(crate) fn kubectl(state: &Path, arguments: &[&str], input: &str) -> Result<String, String> {
+    let mut child = Command::new("kubectl")
+        .args(arguments)
+        .env("KUBECONFIG", state.join("kubeconfig"))
+        .env("HOME", state)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
 }
