@@ -47,7 +47,7 @@ pub(crate) fn runtime_spec(spec: &ContainerSpec, user: &User, places: &Places<'_
     let mut linux = json!({
         "namespaces": namespaces(spec),
         "cgroupsPath": places.cgroup.name(),
-        "rootfsPropagation": "rslave",
+        "rootfsPropagation": "slave",
     });
     if !privileged && !spec.security.unmasked_proc {
         linux["maskedPaths"] = json!(MASKED);

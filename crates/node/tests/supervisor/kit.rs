@@ -5,6 +5,7 @@ use cumulet_container::ContainerSpec;
 use cumulet_container::cgroup::{Cgroup, kill_and_remove};
 use cumulet_container::spec::{Namespaces, Resources, Security};
 use cumulet_node::supervisor::client::clean_up;
+use cumulet_node::supervisor::files::running_pid;
 use cumulet_node::supervisor::proto::{
     ContainerStart, Ended, Event, Instance, InstanceState, Request, SandboxSpec, SessionRequest,
 };
@@ -195,14 +196,29 @@ impl Pod {
     pub async fn check_gone(mut self) {
         let closed = async { while self.events.recv().await.is_some() {} };
         tokio::time::timeout(PATIENCE, closed).await.expect("supervisor does not end");
-        // The connection is closed a moment before the process has ended.
-        let pid = self.supervisor.pid();
-        wait_until("the supervisor ends", || !Path::new(&format!("/proc/{pid}")).exists()).await;
+        // The connection is closed a moment before the process has ended, and its parent may leave it a zombie.
+        let dir = self.dir.path().to_owned();
+        wait_until("the supervisor ends", || running_pid(&dir).is_none()).await;
         clean_up(self.dir.path(), &self.sandbox.cgroup).unwrap();
         assert!(Cgroup::new(&self.sandbox.cgroup).unwrap().processes().is_empty());
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(!mounts.contains(self.dir.path().to_str().unwrap()), "{mounts}");
         kill_and_remove(&format!("/cumulet-test-{}", std::process::id())).unwrap();
+    }
+}
+
+/// A case that failed leaves nothing behind either.
+impl Drop for Pod {
+    fn drop(&mut self) {
+        if let Some(pid) = running_pid(self.dir.path()) {
+            let _ =
+                nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+            let _ = kill_and_remove(&self.sandbox.cgroup);
+            eprintln!(
+                "{}",
+                std::fs::read_to_string(self.dir.path().join("supervisor.log")).unwrap_or_default()
+            );
+        }
     }
 }
 
