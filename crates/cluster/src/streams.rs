@@ -20,7 +20,6 @@ pub struct ContainerRef {
 
 /// Options of `pods/log`, after validation.
 #[derive(Clone, Debug, Default)]
-#[expect(clippy::struct_excessive_bools, reason = "they are four independent query parameters of pods/log")]
 pub struct LogOptions {
     /// Go on with new lines until the container ends.
     pub follow: bool,
