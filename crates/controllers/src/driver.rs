@@ -308,7 +308,7 @@ mod tests {
         async fn reconcile(&self, key: &u32) -> Result<Next, Error> {
             let now = self.running.fetch_add(1, Ordering::SeqCst) + 1;
             self.most.fetch_max(now, Ordering::SeqCst);
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            tokio::task::yield_now().await;
             self.running.fetch_sub(1, Ordering::SeqCst);
             if self.tries.fetch_add(1, Ordering::SeqCst) < 3 {
                 return Err(Error::Object(format!("{key} is not ready")));
@@ -317,14 +317,17 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn failures_are_retried_and_workers_bounded() {
         let flaky = Flaky { tries: 0.into(), running: 0.into(), most: 0.into() };
         let pace = Pace { workers: 4, resync: Duration::from_secs(3600) };
         let driver = Driver::new(flaky, Arc::new(Queue::new()), pace);
         let shutdown = CancellationToken::new();
         let task = tokio::spawn(driver.clone().run(shutdown.clone()));
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while driver.status().passes < 13 && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         shutdown.cancel();
         task.await.expect("the driver ends");
         let status = driver.status();
