@@ -33,7 +33,10 @@ pub(crate) fn run(state: &StateDir, options: &Down) -> anyhow::Result<()> {
     let pods = state.path().join("pods");
     cumulet_node::teardown(&pods, &ranges::cgroup(state), Duration::from_secs(options.timeout))
         .context("cannot stop every pod")?;
-    Network::destroy(&ranges::seed(state), &ranges::network_record(state)).context("cannot remove the network")?;
+    let seed = ranges::seed(state);
+    let table = Network::table_of(&seed).context("cannot name the network's table")?;
+    cumulet_net::nft::remove_table(&table).context("cannot remove the Services' rules")?;
+    Network::destroy(&seed, &ranges::network_record(state)).context("cannot remove the network")?;
     for name in RUNTIME_FILES {
         remove(&state.path().join(name))?;
     }

@@ -17,7 +17,7 @@ use tracing_subscriber::prelude::*;
 
 fn main() -> ExitCode {
     let mut words = std::env::args_os().skip(1);
-    if words.next().is_some_and(|word| word == cumulet_node::supervisor::SUBCOMMAND) {
+    if words.next().is_some_and(|word| word == "supervise") {
         return match words.next() {
             Some(dir) => cumulet_node::supervisor::run(Path::new(&dir)),
             None => ExitCode::from(exit::USAGE),

@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use cumulet_cli::StateDir;
 use cumulet_cli::args::Up;
 use cumulet_net::{Network, NetworkConfig, RoutedCidr};
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::Ipv4Net;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -37,9 +37,9 @@ impl Ranges {
         Ipv4Addr::from_bits(self.services.network().to_bits() + DNS_HOST)
     }
 
-    /// The Service range as the API server wants it.
-    pub(crate) fn services_net(&self) -> IpNet {
-        IpNet::V4(self.services)
+    /// The address of the Service `default/kubernetes`: the first of the Service range.
+    pub(crate) fn api(&self) -> Ipv4Addr {
+        Ipv4Addr::from_bits(self.services.network().to_bits() + 1)
     }
 }
 

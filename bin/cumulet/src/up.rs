@@ -9,7 +9,7 @@
 
 use crate::detach::Waiter;
 use crate::ranges::{self, Ranges};
-use anyhow::Context;
+use anyhow::{Context, bail};
 use cumulet_apiserver::{ApiServer, ApiServerConfig, ReadyCheck};
 use cumulet_cli::StateDir;
 use cumulet_cli::args::Up;
@@ -20,7 +20,6 @@ use cumulet_net::Network;
 use cumulet_node::services::{ServiceRouter, ServiceRouterConfig};
 use cumulet_node::{Node, NodeConfig, NodeDeps};
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
@@ -30,6 +29,10 @@ use tokio_util::sync::CancellationToken;
 
 /// DNS domain of every cloud.
 const CLUSTER_DOMAIN: &str = "cluster.local";
+/// Where the host's name servers are.
+const HOST_RESOLV_CONF: &str = "/etc/resolv.conf";
+/// Port of the Service `default/kubernetes`.
+const API_SERVICE_PORT: u16 = 443;
 /// How long a start may take before it counts as failed; on a machine at rest it takes a fraction of a second.
 const READY_WITHIN: Duration = Duration::from_secs(60);
 /// How long requests and controllers may take to finish at the end.
@@ -87,7 +90,7 @@ async fn cloud(state: &StateDir, options: &Up, waiter: Waiter) -> anyhow::Result
 
 fn prepare(state: &StateDir) -> anyhow::Result<cumulet_cli::state_dir::RunLock> {
     if !nix::unistd::geteuid().is_root() {
-        anyhow::bail!("the cloud needs root for namespaces, mounts and networks: run it with sudo");
+        bail!("the cloud needs root for namespaces, mounts and networks: run it with sudo");
     }
     state.create()?;
     state.lock()
@@ -121,7 +124,7 @@ impl Cloud {
             blocking(move || ImageStore::open(&dir).context("cannot open the images")).await?
         };
         let mut config = ApiServerConfig::new(state.path());
-        config.service_cidr = ranges.services_net();
+        config.service_cidr = ranges.services;
         config.node_name.clone_from(&node_name);
         config.listen = listen;
         config.cluster_domain = CLUSTER_DOMAIN.to_owned();
@@ -143,10 +146,19 @@ impl Cloud {
         let mut controllers_config = ControllersConfig::new(&node_name);
         controllers_config.api_endpoint = Some(inside);
         controllers_config.root_ca_pem = Some(api.ca_pem().to_owned());
-        let controllers =
-            cumulet_controllers::spawn(api.cluster("system:kube-controller-manager"), controllers_config, shutdown.clone());
-        let router = router(&api, &network, &ranges, shutdown).await?;
-        let node = node(state, &api, images, &network, &ranges, &node_name, shutdown).await?;
+        let cluster = api.cluster("system:kube-controller-manager");
+        let controllers = cumulet_controllers::spawn(cluster, controllers_config, shutdown.clone());
+        let router = router(&api, &network, &ranges, &node_name, shutdown).await?;
+        let cluster = api.cluster(&format!("system:node:{node_name}"));
+        let deps = NodeDeps {
+            recorder: EventRecorder::spawn(cluster.clone(), "kubelet", &node_name, shutdown.clone()),
+            cluster,
+            images,
+            network: network.clone(),
+        };
+        let service = SocketAddr::new(ranges.api().into(), API_SERVICE_PORT);
+        let config = node_config(state, &network, &ranges, &node_name, service)?;
+        let node = Node::start(config, deps, shutdown.clone()).context("cannot start the node")?;
         api.set_streams(node.clone());
         api.set_ready_checks(ready_checks(&node, &router));
         node.ready().await;
@@ -159,6 +171,68 @@ impl Cloud {
         while self.servers.join_next().await.is_some() {}
         self.controllers.join().await;
         self.api.close().await;
+    }
+}
+
+async fn router(
+    api: &ApiServer,
+    network: &Network,
+    ranges: &Ranges,
+    node_name: &str,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<Arc<ServiceRouter>> {
+    let config = ServiceRouterConfig {
+        node_name: node_name.to_owned(),
+        pod_cidr: ranges.pods,
+        service_cidr: ranges.services,
+        dns: ranges.dns(),
+        domain: CLUSTER_DOMAIN.to_owned(),
+        host_resolv_conf: HOST_RESOLV_CONF.into(),
+    };
+    let router = ServiceRouter::spawn(api.cluster("system:kube-proxy"), config, network, shutdown.clone()).await;
+    Ok(Arc::new(router.context("cannot route Services")?))
+}
+
+fn node_config(
+    state: &StateDir,
+    network: &Network,
+    ranges: &Ranges,
+    node_name: &str,
+    api: SocketAddr,
+) -> anyhow::Result<NodeConfig> {
+    let exe = std::env::current_exe().context("this program has no path")?;
+    // Pods reach the machine at the bridge; there is no other address that every machine has.
+    let mut config = NodeConfig::new(node_name, state.path().to_owned(), exe, IpAddr::V4(network.gateway()));
+    config.pod_cidr = ranges.pods.to_string();
+    config.cluster_dns = IpAddr::V4(ranges.dns());
+    config.cluster_domain = CLUSTER_DOMAIN.to_owned();
+    config.host_resolv_conf = HOST_RESOLV_CONF.into();
+    config.api_host = api.ip().to_string();
+    config.api_port = api.port();
+    config.cgroup = ranges::cgroup(state);
+    config.version = cumulet_apiserver::GIT_VERSION.trim_start_matches('v').to_owned();
+    Ok(config)
+}
+
+/// What `/readyz` looks at besides the API server itself.
+fn ready_checks(node: &Arc<Node>, router: &Arc<ServiceRouter>) -> Vec<ReadyCheck> {
+    let (node, router) = (node.clone(), router.clone());
+    let check = |ready: bool, what: &str| if ready { Ok(()) } else { Err(format!("{what} is not ready yet")) };
+    vec![
+        ReadyCheck::new("node", move || check(node.is_ready(), "the node")),
+        ReadyCheck::new("services", move || check(router.is_ready(), "Service routing")),
+    ]
+}
+
+/// The node's name: asked for, or the host's, as a DNS name.
+fn node_name(options: &Up) -> anyhow::Result<String> {
+    let name = match &options.node_name {
+        Some(name) => name.clone(),
+        None => nix::unistd::gethostname().context("the host has no name")?.to_string_lossy().to_lowercase(),
+    };
+    match cumulet_api::names::dns1123_subdomain(&name).first() {
+        None => Ok(name),
+        Some(problem) => bail!("{name:?} cannot be a node's name ({problem}): give one with --node-name"),
     }
 }
 

@@ -148,6 +148,8 @@ async fn errors_are_worded_as_in_kubernetes() {
         "does not allow this method",
     );
     check(&client.get("/api/v1/unknowns").await, 404, "NotFound", "could not find the requested resource");
+    let jobs = "/apis/batch/v1/namespaces/default/jobs";
+    check(&client.post(jobs, &json!({})).await, 404, "NotFound", "could not find the requested resource");
     check(
         &client.send(Method::GET, CONFIGMAPS, &[("accept", "text/html")], "").await,
         406,

@@ -35,12 +35,13 @@ impl PodStreams for Echo {
                 let head = format!("{} {}\n", of.container, options.command.join(" "));
                 let _ = to_client.send(Output::Stdout(head.into())).await;
                 let _ = to_client.send(Output::Stderr("warned\n".into())).await;
-                while options.stdin {
-                    match from_client.recv().await {
-                        Some(Input::Stdin(bytes)) => to_client.send(Output::Stdout(bytes)).await.unwrap(),
-                        Some(Input::Resize { .. }) => {}
-                        Some(Input::CloseStdin) | None => break,
-                    }
+                let mut open = options.stdin;
+                while open {
+                    open = match from_client.recv().await {
+                        Some(Input::Stdin(bytes)) => to_client.send(Output::Stdout(bytes)).await.is_ok(),
+                        Some(Input::Resize { .. }) => true,
+                        Some(Input::CloseStdin) | None => false,
+                    };
                 }
                 let code = options.command.last().and_then(|c| c.parse().ok()).unwrap_or(0);
                 let _ = to_client.send(Output::Exit(Exit::Code(code))).await;

@@ -22,7 +22,7 @@ mod logs;
 mod node;
 mod probes;
 mod runner;
-// pub mod services;
+pub mod services;
 mod streams;
 pub mod supervisor;
 mod teardown;

@@ -110,6 +110,7 @@ async fn answer(
     match &route {
         Route::Resource(target) => resource(&ask, target, body).await,
         Route::Bindings(namespace) => Box::pin(subresources::binding::bindings(&ask, namespace, body)).await,
+        Route::Unknown => Err(not_found()),
         other => get_only(parts, || roots(&ask, other)),
     }
 }

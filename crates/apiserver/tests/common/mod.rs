@@ -1,6 +1,6 @@
 //! A server on a free port with a state directory of its own, and a plain HTTPS client for it.
 
-#![allow(dead_code, reason = "every test file uses a part of it")]
+#![allow(dead_code, clippy::unwrap_used, reason = "every test file uses a part of it; a failed set-up fails the test")]
 
 use bytes::Bytes;
 use cumulet_apiserver::{ApiServer, ApiServerConfig};
@@ -60,7 +60,7 @@ impl TestServer {
     }
 
     pub(crate) async fn client(&self) -> Client {
-        Client::connect(&self.api.ca_pem().to_owned(), self.dir.path(), self.listen, true).await
+        Client::connect(self.api.ca_pem(), self.dir.path(), self.listen, true).await
     }
 
     pub(crate) async fn anonymous(&self) -> Client {

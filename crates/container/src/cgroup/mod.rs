@@ -212,12 +212,38 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Moves the calling process to the root of every hierarchy.
-    pub fn leave() -> Result<()> {
-        for root in Hierarchies::get()?.roots() {
-            write(&root.join("cgroup.procs"), "0")?;
+    /// Moves the calling process, which has one thread, into the cgroup. On version 2 a process that was born there
+    /// (`CLONE_INTO_CGROUP`) is not moved again.
+    pub fn enter(&self) -> Result<()> {
+        match Hierarchies::get()? {
+            Hierarchies::Unified { root } => {
+                let dir = self.below(root);
+                let inside = number_list(&dir.join("cgroup.procs")).contains(&std::process::id().cast_signed());
+                if inside { Ok(()) } else { write(&dir.join("cgroup.procs"), "0") }
+            }
+            // A thread that moves itself does not need the lock that moving a process takes.
+            Hierarchies::Legacy { mounts } => {
+                mounts.iter().try_for_each(|(_, point)| write(&self.below(point).join("tasks"), "0"))
+            }
         }
-        Ok(())
+    }
+
+    /// Moves the calling process, which has one thread, to the root of every hierarchy.
+    pub fn leave() -> Result<()> {
+        match Hierarchies::get()? {
+            Hierarchies::Unified { root } => write(&root.join("cgroup.procs"), "0"),
+            Hierarchies::Legacy { mounts } => {
+                mounts.iter().try_for_each(|(_, point)| write(&point.join("tasks"), "0"))
+            }
+        }
+    }
+
+    /// The cgroup's directory on a machine with version 2 alone.
+    pub(crate) fn unified_directory(&self) -> Result<Option<PathBuf>> {
+        Ok(match Hierarchies::get()? {
+            Hierarchies::Unified { root } => Some(self.below(root)),
+            Hierarchies::Legacy { .. } => None,
+        })
     }
 
     /// How often the kernel killed a process of this cgroup because of its memory limit.
@@ -276,6 +302,35 @@ pub fn kill_and_remove(name: &str) -> Result<()> {
     let cgroup = Cgroup::new(name)?;
     kill::kill_and_wait(&cgroup)?;
     cgroup.remove()
+}
+
+/// Moves the hierarchies of the calling process's own mount namespace from `/sys/fs/cgroup` to numbered directories
+/// below `dir`, and leaves an empty tmpfs there. This module finds them by what they are, not by where they are, while
+/// libcontainer does not find them and leaves processes in the cgroups where they were started (see
+/// [`crate::launcher`]). To be called before anything else of this module.
+pub fn conceal(dir: &Path) -> Result<()> {
+    use nix::mount::{MntFlags, MsFlags, mount, umount2};
+    const USUAL: &str = "/sys/fs/cgroup";
+    let text = fs::read_to_string("/proc/self/mountinfo").map_err(io_error("read", Path::new("/proc/self/mountinfo")))?;
+    let found = Hierarchies::parse(&text).ok_or(CgroupError::NoHierarchy)?;
+    let none = None::<&str>;
+    for (number, root) in found.roots().enumerate() {
+        let at = dir.join(number.to_string());
+        fs::create_dir_all(&at).map_err(io_error("create", &at))?;
+        mount(Some(root), &at, none, MsFlags::MS_BIND, none)
+            .map_err(|errno| io_error("bind a hierarchy to", &at)(errno.into()))?;
+        umount2(root, MntFlags::MNT_DETACH).map_err(|errno| io_error("unmount", root)(errno.into()))?;
+    }
+    let usual = Path::new(USUAL);
+    // Whatever else is there (systemd's hierarchy, the tmpfs) goes as one tree; nothing is fine too.
+    let _ = umount2(usual, MntFlags::MNT_DETACH);
+    mount(Some("tmpfs"), usual, Some("tmpfs"), MsFlags::MS_RDONLY, Some("size=0k"))
+        .map_err(|errno| io_error("mount an empty directory at", usual)(errno.into()))
+}
+
+fn number_list(path: &Path) -> Vec<i32> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.lines().filter_map(|line| line.parse().ok()).collect()
 }
 
 fn write(path: &Path, value: &str) -> Result<()> {
