@@ -33,7 +33,7 @@ fn show(state: &Path) -> anyhow::Result<()> {
 
     step("kubectl apply -f examples/hello/");
     let start = Instant::now();
-    kubectl(state, &["apply", "-f", "examples/hello/hello.yaml"])?;
+    kubectl(state, &["apply", "-f", "examples/hello/"])?;
     kubectl(state, &["rollout", "status", "deployment/hello", "--timeout=60s"])?;
     let deployed = start.elapsed();
     kubectl(state, &["get", "deployments,pods,services", "-o", "wide"])?;

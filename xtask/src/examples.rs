@@ -14,9 +14,9 @@ const APPLETS: &[&str] = &[
     "stty", "tty", "ln", "chmod",
 ];
 
-/// Builds `examples/hello/rootfs`: the web server, linked statically, and a shell.
+/// Builds `examples/hello/image/rootfs`: the web server, linked statically, and a shell.
 pub(crate) fn build() -> anyhow::Result<()> {
-    let example = root().join("examples/hello");
+    let example = root().join("examples/hello/image");
     let bin = example.join("rootfs/bin");
     fs::create_dir_all(&bin)?;
     let server = bin.join("hello");

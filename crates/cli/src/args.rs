@@ -101,7 +101,7 @@ pub enum Format {
 /// Commands on images.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Image {
-    /// Build an image from a directory with a cumulet.yaml.
+    /// Build an image from a directory with a cumulet.yaml, in it or in its `image` directory.
     Build {
         /// The directory.
         dir: PathBuf,

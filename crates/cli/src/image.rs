@@ -41,8 +41,14 @@ pub(crate) fn run(state: &StateDir, task: Task) -> anyhow::Result<()> {
     }
 }
 
+/// What describes an image, and the directory that may hold it beside manifests that `kubectl apply -f DIR` reads.
+const DESCRIPTION: &str = "cumulet.yaml";
+const IMAGE_DIR: &str = "image";
+
 fn build(store: &ImageStore, dir: &Path) -> anyhow::Result<()> {
     let start = Instant::now();
+    let below = dir.join(IMAGE_DIR);
+    let dir = if !dir.join(DESCRIPTION).exists() && below.join(DESCRIPTION).exists() { &below } else { dir };
     let built = store.build(dir, &BuildOptions::from_env()?)?;
     eprintln!(
         "{} built in {:.2} s: {}, {} entries",

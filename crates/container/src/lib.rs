@@ -1,7 +1,7 @@
 //! Containers: from a resolved order ([`ContainerSpec`]) to a running process, its cgroup and its root filesystem.
 //!
 //! ```text
-//!   spec ─► oci (config.json) ─► runtime (libcontainer) ─► executor: seccomp, capabilities, execve
+//!   spec ─► runtime ─► launcher ─► oci (config.json) ─► libcontainer ─► executor: seccomp, capabilities, execve
 //!              users, rootfs         overlay, cgroup, console
 //! ```
 //!
@@ -13,6 +13,7 @@ pub mod cgroup;
 mod console;
 mod error;
 mod executor;
+mod launcher;
 mod oci;
 mod overlay;
 mod rootfs;

@@ -1,13 +1,13 @@
 //! Starts containers and commands in them, through libcontainer in this process.
 //!
 //! ```text
-//!   start ─► mount root ─► look up user ─► cgroup + limits ─► libcontainer create ─► oom_score_adj ─► start
-//!                 └────────────── any failure: everything that was made is taken back ◄─────────────────┘
+//!   start ─► cgroup + limits ─► launcher: mount root ─► user ─► libcontainer create ─► oom_score_adj ─► start
+//!                 └──────────── any failure: everything that was made is taken back ◄───────────────┘
 //! ```
 //!
-//! The caller must be single-threaded (libcontainer forks and goes on running Rust code in the child) and must have
-//! a mount namespace of its own. New processes are children of the caller, which reaps them and learns their exit
-//! codes; when the caller dies they are killed.
+//! The caller must be single-threaded (launcher and libcontainer go on running Rust code after a fork), must have a
+//! mount namespace of its own, and must have called [`crate::cgroup::conceal`] in it. New processes are children of
+//! the caller, which reaps them and learns their exit codes; when the caller dies they are killed.
 
 use crate::capabilities::Capabilities;
 use crate::cgroup::Cgroup;
@@ -15,7 +15,7 @@ use crate::console::Console;
 use crate::error::chain;
 use crate::executor::LastSteps;
 use crate::rootfs::Root;
-use crate::{ContainerSpec, Error, oci, overlay, seccomp, users};
+use crate::{ContainerSpec, Error, launcher, oci, overlay, seccomp, users};
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
 use serde_json::Value;
@@ -89,32 +89,33 @@ impl Bundle {
         if spec.args.is_empty() {
             return Err(Error::Start("no command specified".into()));
         }
-        let capabilities = capabilities(spec)?;
         make_dir(&self.dir)?;
         make_dir(&self.state_root)?;
-        overlay::mount_root(&spec.layers, &spec.writable, &self.rootfs())?;
-        let user = self.prepare_root(spec)?;
         let cgroup = Cgroup::new(&self.cgroup)?;
         cgroup.create()?;
         cgroup.limit(&spec.resources)?;
         if !spec.security.privileged {
             cgroup.restrict_devices()?;
         }
-        let terminal = matches!(stdio, Stdio::Terminal);
-        let places = oci::Places { rootfs: &self.rootfs(), cgroup: &cgroup, shm, terminal };
-        self.write("config.json", &oci::runtime_spec(spec, &user, &places)?)?;
+        let console = self.console(&stdio, "init")?;
+        let pid = launcher::run(&cgroup, || {
+            overlay::mount_root(&spec.layers, &spec.writable, &self.rootfs())?;
+            let user = self.prepare_root(spec)?;
+            let terminal = console.is_some();
+            let places = oci::Places { rootfs: &self.rootfs(), cgroup: &cgroup, shm, terminal };
+            self.write("config.json", &oci::runtime_spec(spec, &user, &places)?)?;
+            Launch::new(self, spec)?.start(spec, stdio, console.as_ref())
+        })?;
+        Ok(Started { pid, terminal: console.map(|console| console.receive()).transpose()? })
+    }
 
-        let mut launch = Launch::new(self, spec, capabilities, stdio)?;
-        let built = launch.builder()?.as_init(&self.dir).with_systemd(false).with_detach(true).build();
-        let mut container = launch.settle(built)?;
-        let pid = container.pid().ok_or_else(|| Error::Create("no process".into()))?.as_raw();
-        if let Some(adjustment) = spec.resources.oom_score_adj {
-            adjust_oom_score(pid, adjustment);
+    /// Listens for the terminal of a process, if it is to have one. Done here and not in the launcher, because the
+    /// caller takes the terminal.
+    fn console(&self, stdio: &Stdio, tag: &str) -> Result<Option<Console>, Error> {
+        match stdio {
+            Stdio::Terminal => Console::listen(&self.dir, &format!("console-{tag}.sock")).map(Some),
+            Stdio::Pipes { .. } => Ok(None),
         }
-        let started = container.start();
-        launch.settle(started)?;
-        launch.wait_for_exec()?;
-        Ok(Started { pid, terminal: launch.terminal()? })
     }
 
     /// Finds the user and makes the working directory, in the mounted root file system.
@@ -162,13 +163,13 @@ impl Bundle {
         process["terminal"] = matches!(stdio, Stdio::Terminal).into();
         let name = format!("exec-{tag}.json");
         self.write(&name, &process)?;
-        let mut launch = Launch::new(self, spec, capabilities(spec)?, stdio)?;
-        let built =
-            launch.builder()?.as_tenant().with_detach(true).with_process(Some(self.dir.join(&name))).build();
-        let _ = fs::remove_file(self.dir.join(&name));
-        let pid = launch.settle(built)?;
-        launch.wait_for_exec()?;
-        Ok(Started { pid: pid.as_raw(), terminal: launch.terminal()? })
+        let process = self.dir.join(&name);
+        let console = self.console(&stdio, tag)?;
+        let result = launcher::run(&Cgroup::new(&self.cgroup)?, || {
+            Launch::new(self, spec)?.enter(&process, stdio, console.as_ref())
+        });
+        let _ = fs::remove_file(&process);
+        Ok(Started { pid: result?, terminal: console.map(|console| console.receive()).transpose()? })
     }
 
     /// Removes what the run left, after its last process has been reaped: the mount, the cgroup, the directories.
@@ -207,57 +208,66 @@ fn capabilities(spec: &ContainerSpec) -> Result<Capabilities, Error> {
 
 /// Lowering the value needs a capability that not every machine gives; the container runs all the same.
 fn adjust_oom_score(pid: i32, adjustment: i32) {
-    static ONCE: std::sync::Once = std::sync::Once::new();
     if let Err(error) = fs::write(format!("/proc/{pid}/oom_score_adj"), adjustment.to_string()) {
-        ONCE.call_once(|| tracing::warn!(adjustment, %error, "cannot set oom_score_adj; going on without"));
+        tracing::warn!(adjustment, %error, "cannot set oom_score_adj; going on without");
     }
 }
 
-/// What is alive between asking libcontainer for a process and the process executing its program.
+/// What is alive in the launcher between asking libcontainer for a process and the process executing its program.
 struct Launch<'a> {
     bundle: &'a Bundle,
-    stdio: Option<Stdio>,
     steps: LastSteps,
-    console: Option<Console>,
     report: File,
     /// Our copy of the end that the process writes to; closed as soon as the process has its own.
     report_writer: Option<OwnedFd>,
 }
 
 impl<'a> Launch<'a> {
-    fn new(
-        bundle: &'a Bundle,
-        spec: &ContainerSpec,
-        capabilities: Capabilities,
-        stdio: Stdio,
-    ) -> Result<Self, Error> {
+    fn new(bundle: &'a Bundle, spec: &ContainerSpec) -> Result<Self, Error> {
+        let capabilities = capabilities(spec)?;
         let confined = !spec.security.privileged && !spec.security.seccomp_unconfined;
         let filter = confined.then(|| seccomp::compile(capabilities)).transpose()?.map(Rc::from);
         let (reader, writer) = std::io::pipe().map_err(|e| Error::Create(format!("pipe: {e}")))?;
         let writer = OwnedFd::from(writer);
         let steps = LastSteps { filter, capabilities, report: writer.as_raw_fd() };
-        let console = match stdio {
-            Stdio::Terminal => {
-                let name = format!("console-{}.sock", writer.as_raw_fd());
-                Some(Console::listen(&bundle.dir, &name)?)
-            }
-            Stdio::Pipes { .. } => None,
-        };
-        let report = File::from(OwnedFd::from(reader));
-        Ok(Self { bundle, stdio: Some(stdio), steps, console, report, report_writer: Some(writer) })
+        Ok(Self { bundle, steps, report: File::from(OwnedFd::from(reader)), report_writer: Some(writer) })
     }
 
-    fn builder(&mut self) -> Result<ContainerBuilder, Error> {
+    fn builder(&self, stdio: Stdio, console: Option<&Console>) -> Result<ContainerBuilder, Error> {
         let builder = ContainerBuilder::new(self.bundle.id.clone(), SyscallType::Linux)
             .with_executor(self.steps.clone())
             .with_root_path(&self.bundle.state_root)
             .map_err(|e| Error::Create(chain(&e)))?;
-        Ok(match self.stdio.take() {
-            Some(Stdio::Pipes { stdin, stdout, stderr }) => {
+        Ok(match stdio {
+            Stdio::Pipes { stdin, stdout, stderr } => {
                 builder.with_stdin(stdin).with_stdout(stdout).with_stderr(stderr)
             }
-            _ => builder.with_console_socket(self.console.as_ref().map(Console::path)),
+            Stdio::Terminal => builder.with_console_socket(console.map(Console::path)),
         })
+    }
+
+    /// Creates the container and starts its program.
+    fn start(mut self, spec: &ContainerSpec, stdio: Stdio, console: Option<&Console>) -> Result<i32, Error> {
+        let builder = self.builder(stdio, console)?.as_init(&self.bundle.dir);
+        let built = builder.with_systemd(false).with_detach(true).as_sibling(true).build();
+        let mut container = self.settle(built)?;
+        let pid = container.pid().ok_or_else(|| Error::Create("no process".into()))?.as_raw();
+        if let Some(adjustment) = spec.resources.oom_score_adj {
+            adjust_oom_score(pid, adjustment);
+        }
+        let started = container.start();
+        self.settle(started)?;
+        self.wait_for_exec()?;
+        Ok(pid)
+    }
+
+    /// Starts the process that a file describes in the running container.
+    fn enter(mut self, process: &Path, stdio: Stdio, console: Option<&Console>) -> Result<i32, Error> {
+        let builder = self.builder(stdio, console)?.as_tenant();
+        let built = builder.with_detach(true).as_sibling(true).with_process(Some(process)).build();
+        let pid = self.settle(built)?;
+        self.wait_for_exec()?;
+        Ok(pid.as_raw())
     }
 
     /// Turns libcontainer's result into ours. What the process itself reported is the better message.
@@ -296,9 +306,5 @@ impl<'a> Launch<'a> {
             Ok(0) | Err(_) => None,
             Ok(length) => Some(String::from_utf8_lossy(&message[..length]).into_owned()),
         }
-    }
-
-    fn terminal(&self) -> Result<Option<OwnedFd>, Error> {
-        self.console.as_ref().map(Console::receive).transpose()
     }
 }

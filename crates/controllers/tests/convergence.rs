@@ -241,12 +241,10 @@ async fn a_rolling_update_keeps_its_bounds_with_lagging_caches() {
         let object = record.new.as_ref().or(record.old.as_ref()).expect("one side is set");
         let uid = text(&object["metadata"]["uid"]).to_owned();
         match (record.resource.as_str(), &record.new) {
-            ("pods", Some(pod)) => drop(pods.insert(uid, pod.clone())),
-            ("pods", None) => drop(pods.remove(&uid)),
-            ("replicasets", Some(set)) => {
-                drop(sets.insert(uid, set["spec"]["replicas"].as_i64().unwrap_or(0)))
-            }
-            ("replicasets", None) => drop(sets.remove(&uid)),
+            ("pods", Some(pod)) => _ = pods.insert(uid, pod.clone()),
+            ("pods", None) => _ = pods.remove(&uid),
+            ("replicasets", Some(set)) => _ = sets.insert(uid, set["spec"]["replicas"].as_i64().unwrap_or(0)),
+            ("replicasets", None) => _ = sets.remove(&uid),
             _ => {}
         }
         if i >= from {

@@ -50,6 +50,14 @@ struct Pass<'a> {
     sets: Sets,
 }
 
+/// One step of a rolling update.
+#[derive(Debug, PartialEq)]
+enum Step {
+    Nothing,
+    Create,
+    Resize(Vec<rolling::Resize>),
+}
+
 impl Deployments {
     pub(crate) fn new(ctx: &Arc<Context>, queue: &Arc<Queue<Key>>) -> Self {
         observe(ctx, queue);
@@ -141,7 +149,11 @@ impl Pass<'_> {
         if is_deleting(&cached.metadata) {
             return self.write_counts(cached).await;
         }
-        if paused || self.is_resized() {
+        let resized = self.is_resized();
+        if paused || resized {
+            if resized {
+                self.reread().await?;
+            }
             self.sync_new(false).await?;
             self.spread().await?;
             if paused {
@@ -165,21 +177,52 @@ impl Pass<'_> {
         })
     }
 
-    async fn roll(mut self, cached: &Deployment) -> Result<Next, Error> {
-        if !self.sync_new(true).await? {
-            return self.write_rollout(cached).await;
-        }
-        let Some(new) = self.sets.new.clone() else { return self.write_rollout(cached).await };
+    /// What a rolling update does next.
+    fn step(&self) -> Step {
+        let Some(new) = &self.sets.new else { return Step::Create };
         let total = self.sets.all().iter().map(|rs| wanted(rs)).sum();
-        let grown = rolling::new_size(&self.goal, wanted(&new), total);
-        if self.resize(&new, grown).await? {
-            return self.write_rollout(cached).await;
+        let grown = rolling::new_size(&self.goal, wanted(new), total);
+        if grown != wanted(new) {
+            return Step::Resize(vec![(name(&new.metadata).to_owned(), grown)]);
         }
-        let steps = rolling::shrink_old(&self.goal, &Size::of(&new), &Size::all(&self.sets.old));
-        if self.resize_all(&steps).await? {
-            return self.write_rollout(cached).await;
+        let steps = rolling::shrink_old(&self.goal, &Size::of(new), &Size::all(&self.sets.old));
+        if steps.is_empty() { Step::Nothing } else { Step::Resize(steps) }
+    }
+
+    async fn roll(mut self, cached: &Deployment) -> Result<Next, Error> {
+        if self.step() != Step::Nothing {
+            self.reread().await?;
         }
-        self.finish(cached).await
+        match self.step() {
+            Step::Nothing => {
+                self.sync_new(false).await?;
+                return self.finish(cached).await;
+            }
+            Step::Create => drop(self.sync_new(true).await?),
+            Step::Resize(steps) => {
+                self.sync_new(false).await?;
+                self.resize_all(&steps).await?;
+            }
+        }
+        self.write_rollout(cached).await
+    }
+
+    /// Reads the ReplicaSets from the API server. The cache may be behind this controller's own last writes; sums
+    /// over several sets made from it would let a rollout step over its bounds. At rest nothing is read.
+    async fn reread(&mut self) -> Result<(), Error> {
+        let mut fresh = Vec::new();
+        for known in self.sets.all() {
+            let (ns, set_name) = (namespace(&known.metadata), name(&known.metadata));
+            match self.of.sets.get(ns, set_name).await {
+                Ok(rs) if rs.metadata.uid == known.metadata.uid => fresh.push(Arc::new(rs)),
+                Err(error) if !error.is_not_found() => {
+                    return Err(error).doing(|| format!("reading replica set {ns}/{set_name}"));
+                }
+                _ => {}
+            }
+        }
+        self.sets = Sets::sort(&self.deployment, fresh);
+        Ok(())
     }
 
     async fn recreate(mut self, cached: &Deployment) -> Result<Next, Error> {

@@ -96,7 +96,7 @@ impl<K: ReplicaOwner> Replicas<K> {
     /// True when the cache shows everything that was asked for, so that new decisions are sound.
     async fn may_decide(&self, owner: &K) -> Result<bool, Error> {
         let (ns, owner_uid) = (namespace(owner.metadata()), uid(owner.metadata()));
-        let Some(outstanding) = self.expectations.outstanding(owner_uid) else { return Ok(true) }; if true { return Ok(true) }
+        let Some(outstanding) = self.expectations.outstanding(owner_uid) else { return Ok(true) };
         let pods = self.ctx.informers.pods.list_namespace(ns);
         self.settle_from_cache(owner_uid, &outstanding, &pods);
         if outstanding.since.elapsed() >= PATIENCE {

@@ -302,7 +302,7 @@ impl Fake {
                     if chaos.lag_ms > 0 {
                         tokio::time::sleep(Duration::from_millis(rand::random::<u64>() % chaos.lag_ms)).await;
                     }
-                    if chaos.expire_one_in > 0 && rand::random::<u32>() % chaos.expire_one_in == 0 {
+                    if chaos.expire_one_in > 0 && rand::random::<u32>().is_multiple_of(chaos.expire_one_in) {
                         return Some((Err(Status::expired("too old")), (fake, news, next, true)));
                     }
                     let bytes = Bytes::from(shown.to_string());

@@ -49,8 +49,9 @@ fn supervise(dir: &Path) -> Result<(), Failure> {
     let _lock = lock(&dir)?;
     let sandbox: SandboxSpec = serde_json::from_slice(&fs::read(dir.join(files::SANDBOX))?)
         .map_err(|e| format!("{}: {e}", files::SANDBOX))?;
-    enter_cgroup(&sandbox)?;
     enter_namespaces(&sandbox)?;
+    cumulet_container::cgroup::conceal(&dir.join(files::HIERARCHIES))?;
+    enter_cgroup(&sandbox)?;
     let shm = mount_shm(&dir, &sandbox)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let local = tokio::task::LocalSet::new();
@@ -106,7 +107,7 @@ fn start_time() -> Result<u64, Failure> {
 fn enter_cgroup(sandbox: &SandboxSpec) -> Result<(), Failure> {
     let own = Cgroup::new(&sandbox.cgroup)?.child("supervisor")?;
     own.create()?;
-    Ok(own.add(0)?)
+    Ok(own.enter()?)
 }
 
 fn enter_namespaces(sandbox: &SandboxSpec) -> Result<(), Failure> {

@@ -22,6 +22,8 @@ pub const STATE: &str = "state.json";
 pub(crate) const RUNS: &str = "c";
 /// Directory of libcontainer's state.
 pub(crate) const RUNTIME: &str = "run";
+/// Mount points of the cgroup hierarchies, in the supervisor's own mount namespace.
+pub(crate) const HIERARCHIES: &str = "cgroup";
 /// Mount point of the pod's shared memory.
 pub(crate) const SHM: &str = "shm";
 
