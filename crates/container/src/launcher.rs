@@ -59,6 +59,9 @@ pub(crate) fn run(cgroup: &Cgroup, work: impl FnOnce() -> Result<i32, Error>) ->
     decode(&message[..length])
 }
 
+/// Flag of clone3(2): the child begins in the group of `cgroup`. Defined here because libc's constant is too narrow.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
 /// The arguments of clone3(2).
 #[derive(Default)]
 #[repr(C)]
@@ -87,14 +90,12 @@ fn clone_into(cgroup: &Cgroup) -> Result<Option<OwnedFd>, Error> {
         ..CloneArguments::default()
     };
     if let Some(group) = &group {
-        arguments.flags |= libc::CLONE_INTO_CGROUP as u64;
+        arguments.flags |= CLONE_INTO_CGROUP;
         arguments.cgroup = u64::from(group.as_raw_fd().cast_unsigned());
     }
     // SAFETY: without CLONE_VM the child gets a copy of everything, as with fork, and the caller has one thread. The
     // kernel writes the descriptor to `pidfd`. JUSTIFICATION: fork cannot place the child in a cgroup.
-    let pid = unsafe {
-        libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<CloneArguments>())
-    };
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<CloneArguments>()) };
     match pid {
         0 => Ok(None),
         1.. => {
@@ -136,9 +137,11 @@ impl Cgroup {
     fn open_unified(&self) -> Result<Option<OwnedFd>, CgroupError> {
         self.unified_directory()?
             .map(|dir| {
-                std::fs::File::open(&dir)
-                    .map(OwnedFd::from)
-                    .map_err(|source| CgroupError::Io { what: "open", path: dir.clone(), source })
+                std::fs::File::open(&dir).map(OwnedFd::from).map_err(|source| CgroupError::Io {
+                    what: "open",
+                    path: dir.clone(),
+                    source,
+                })
             })
             .transpose()
     }

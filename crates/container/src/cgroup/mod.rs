@@ -218,7 +218,8 @@ impl Cgroup {
         match Hierarchies::get()? {
             Hierarchies::Unified { root } => {
                 let dir = self.below(root);
-                let inside = number_list(&dir.join("cgroup.procs")).contains(&std::process::id().cast_signed());
+                let inside =
+                    number_list(&dir.join("cgroup.procs")).contains(&std::process::id().cast_signed());
                 if inside { Ok(()) } else { write(&dir.join("cgroup.procs"), "0") }
             }
             // A thread that moves itself does not need the lock that moving a process takes.
@@ -311,7 +312,8 @@ pub fn kill_and_remove(name: &str) -> Result<()> {
 pub fn conceal(dir: &Path) -> Result<()> {
     use nix::mount::{MntFlags, MsFlags, mount, umount2};
     const USUAL: &str = "/sys/fs/cgroup";
-    let text = fs::read_to_string("/proc/self/mountinfo").map_err(io_error("read", Path::new("/proc/self/mountinfo")))?;
+    let text = fs::read_to_string("/proc/self/mountinfo")
+        .map_err(io_error("read", Path::new("/proc/self/mountinfo")))?;
     let found = Hierarchies::parse(&text).ok_or(CgroupError::NoHierarchy)?;
     let none = None::<&str>;
     for (number, root) in found.roots().enumerate() {

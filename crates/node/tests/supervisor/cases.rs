@@ -203,6 +203,20 @@ async fn inside() {
     ];
     check(&probe(&pod, "probe"), &default);
 
+    order.name = "limits".into();
+    order.spec.resources.memory_limit_bytes = Some(48 << 20);
+    let memory = ["/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory.max"];
+    let unified = std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    order.spec.args = vec!["tool".into(), "file".into(), memory[usize::from(unified)].into()];
+    pod.run(order.clone()).await;
+    assert_eq!(pod.log("limits"), ["stdout F 50331648"]);
+    order.name = "cgroup".into();
+    order.spec.args[2] = "/proc/self/cgroup".into();
+    pod.run(order.clone()).await;
+    let groups = pod.log("cgroup");
+    assert!(groups.iter().all(|line| line.ends_with(":/") || line.contains("name=")), "{groups:?}");
+    order.spec.args = vec!["tool".into(), "probe".into()];
+
     order.name = "bare".into();
     order.spec.security.drop_capabilities = vec!["ALL".into()];
     order.spec.security.add_capabilities = vec!["NET_BIND_SERVICE".into()];
