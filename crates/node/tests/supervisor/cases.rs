@@ -4,7 +4,7 @@ use crate::kit::{PATIENCE, Pod, collect, send, wait_until};
 use cumulet_cluster::streams::{Input, Output};
 use cumulet_node::supervisor::Supervisor;
 use cumulet_node::supervisor::files::State;
-use cumulet_node::supervisor::proto::{Event, InstanceState, Request, SessionRequest};
+use cumulet_node::supervisor::proto::{Event, InstanceState, PodNetwork, Request, SessionRequest};
 use std::future::Future;
 use std::pin::Pin;
 use std::time::Instant;
@@ -33,6 +33,7 @@ cases![
     exec_terminal,
     exec_timeout_and_disconnect,
     attach,
+    network,
     adoption,
     killed_supervisor,
     measure,
@@ -406,6 +407,46 @@ async fn attach() {
     let (out, _, code) = collect(session).await;
     assert_eq!(code, 0);
     assert!(out.contains("size 80 25"), "{out:?}");
+    pod.close().await;
+}
+
+async fn network() {
+    let mut pod = Pod::new().await;
+    let asked = PodNetwork {
+        interface: "eth0".into(),
+        address: "10.86.0.7/32".into(),
+        gateway: "10.86.0.1".into(),
+        mtu: 1400,
+    };
+    let configure = || Request::ConfigureNetwork(asked.clone());
+    assert_eq!(pod.supervisor.request(configure()).await.unwrap_err().reason, "NetworkError");
+    let pid = pod.supervisor.pid().to_string();
+    let made = std::process::Command::new("nsenter")
+        .args(["-t", &pid, "-n", "ip", "link", "add", "eth0", "type", "veth", "peer", "name", "other"])
+        .status();
+    if made.is_ok_and(|status| status.success()) {
+        pod.supervisor.request(configure()).await.unwrap();
+        pod.supervisor.request(configure()).await.unwrap();
+        pod.run(pod.order("route", &["file", "/proc/net/route"])).await;
+        let routes = pod.log("route").join("\n");
+        assert!(routes.contains("eth0\t00000000\t0100560A"), "{routes}");
+        let again = Supervisor::connect(pod.dir.path()).await.unwrap();
+        let Some(Event::Snapshot { network, .. }) = again.events().recv().await else { panic!() };
+        assert_eq!(network, Some(asked));
+    }
+    let sysctl = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
+    pod.run(pod.order("sysctl", &["file", sysctl])).await;
+    assert_eq!(pod.log("sysctl"), ["stdout F 0"]);
+    pod.close().await;
+    // On the host's network nothing is changed.
+    let hostname = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    let mut pod = Pod::with(|sandbox| {
+        (sandbox.host_network, sandbox.host_ipc) = (true, true);
+        sandbox.sysctls.clear();
+    })
+    .await;
+    pod.run(pod.order("host", &["probe"])).await;
+    check(&probe(&pod, "host"), &[("host", hostname.trim())]);
     pod.close().await;
 }
 
