@@ -64,6 +64,7 @@ fn resolve(value: Option<&IntOrString>, replicas: i32, round_up: bool) -> i32 {
 pub(crate) struct Size {
     pub(crate) name: String,
     pub(crate) replicas: i32,
+    /// As the status says. May be more than `replicas`: the status is behind the spec after scaling down.
     pub(crate) available: i32,
     /// Seconds since the epoch.
     pub(crate) created: i64,
@@ -72,6 +73,11 @@ pub(crate) struct Size {
 }
 
 impl Size {
+    /// Available replicas that are there to stay.
+    fn lasting(&self) -> i32 {
+        self.available.min(self.replicas)
+    }
+
     pub(crate) fn of(rs: &ReplicaSet) -> Self {
         Self {
             name: name(&rs.metadata).to_owned(),
@@ -114,8 +120,9 @@ pub(crate) fn shrink_old(goal: &Goal, new: &Size, old: &[Size]) -> Vec<Resize> {
         size.replicas -= gone;
         budget -= gone;
     }
-    let available: i32 = new.available + old.iter().map(|s| s.available).sum::<i32>();
-    let mut budget = (available - goal.floor()).max(0);
+    // What was scaled down already but is still counted as available must not be given away a second time.
+    let lasting: i32 = new.lasting() + old.iter().map(Size::lasting).sum::<i32>();
+    let mut budget = (lasting - goal.floor()).max(0);
     for size in &mut sizes {
         let gone = size.replicas.clamp(0, budget);
         size.replicas -= gone;
@@ -271,6 +278,12 @@ mod tests {
         })
     }
 
+    fn resize(sets: &mut [Size], steps: Vec<Resize>) {
+        for (name, replicas) in steps {
+            sets.iter_mut().filter(|s| s.name == name).for_each(|s| s.replicas = replicas);
+        }
+    }
+
     proptest! {
         #[test]
         fn proportional_scaling_fills_exactly(goal in goals(), replicas in prop::collection::vec((1i32..9, 1i32..12), 1..5)) {
@@ -301,37 +314,33 @@ mod tests {
             for die in dice {
                 let total = new.replicas + old.iter().map(|s| s.replicas).sum::<i32>();
                 prop_assert!(total <= goal.ceiling(), "{} pods asked for, {} allowed", total, goal.ceiling());
-                let available = |new: &Size, old: &[Size]| new.available + old.iter().map(|s| s.available).sum::<i32>();
+                let lasting = |new: &Size, old: &[Size]| new.lasting() + old.iter().map(Size::lasting).sum::<i32>();
                 match die {
-                    0 => new.available = (new.available + 1).min(new.replicas),
+                    // The ReplicaSets' controller catches up, and a pod becomes available.
+                    0 => {
+                        old.iter_mut().for_each(|s| s.available = s.lasting());
+                        new.available = (new.available + 1).min(new.replicas);
+                    }
                     1 => {
                         let grown = new_size(&goal, new.replicas, total);
                         prop_assert!(grown <= goal.replicas && grown >= new.replicas.min(goal.replicas));
                         new.replicas = grown;
                     }
                     2 => {
-                        let before = available(&new, &old);
-                        for (name, replicas) in shrink_old(&goal, &new, &old) {
-                            for set in old.iter_mut().filter(|s| s.name == name) {
-                                set.replicas = replicas;
-                                set.available = set.available.min(replicas);
-                            }
-                        }
-                        let after = available(&new, &old);
-                        prop_assert!(after == before || after >= goal.floor(), "{} available left, {} needed", after, goal.floor());
+                        let before = lasting(&new, &old);
+                        let steps = shrink_old(&goal, &new, &old);
+                        resize(&mut old, steps);
+                        let after = lasting(&new, &old);
+                        prop_assert!(after == before || after >= goal.floor(), "{} left, {} needed", after, goal.floor());
                     }
-                    _ => for set in &mut old { set.available = (set.available - 1).max(0); }
+                    _ => old.iter_mut().for_each(|s| s.available = (s.available - 1).max(0)),
                 }
                 if die == 0 {
                     // The healing tail of the simulation also lets the controller act.
                     let total = new.replicas + old.iter().map(|s| s.replicas).sum::<i32>();
                     new.replicas = new_size(&goal, new.replicas, total);
-                    for (name, replicas) in shrink_old(&goal, &new, &old) {
-                        for set in old.iter_mut().filter(|s| s.name == name) {
-                            set.replicas = replicas;
-                            set.available = set.available.min(replicas);
-                        }
-                    }
+                    let steps = shrink_old(&goal, &new, &old);
+                    resize(&mut old, steps);
                 }
             }
             prop_assert_eq!((new.replicas, new.available), (goal.replicas, goal.replicas));
