@@ -1,6 +1,6 @@
 //! Builds the programs that the examples' images contain.
 
-use crate::shell::{cache_dir, root, run_command};
+use crate::shell::{cache_dir, output, root, run_command};
 use anyhow::Context;
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -17,7 +17,8 @@ const APPLETS: &[&str] = &[
 /// Builds `examples/hello/image/rootfs`: the web server, linked statically, and a shell.
 pub(crate) fn build() -> anyhow::Result<()> {
     let example = root().join("examples/hello/image");
-    let bin = example.join("rootfs/bin");
+    let rootfs = example.join("rootfs");
+    let bin = rootfs.join("bin");
     fs::create_dir_all(&bin)?;
     let server = bin.join("hello");
     if newer(&example.join("hello.rs"), &server) {
@@ -36,12 +37,25 @@ pub(crate) fn build() -> anyhow::Result<()> {
         let from = cache_dir().join("bin/busybox");
         fs::copy(&from, &busybox)
             .with_context(|| format!("{} is missing: run `cargo xtask setup`", from.display()))?;
+        // A static one could not look up names: the C library loads parts of itself for that.
+        for library in libraries(&from)? {
+            let at = rootfs.join(library.trim_start_matches('/'));
+            fs::create_dir_all(at.parent().unwrap_or(&rootfs))?;
+            fs::copy(&library, &at).with_context(|| format!("cannot copy {library}"))?;
+        }
         for applet in APPLETS {
             let _ = symlink("busybox", bin.join(applet));
         }
     }
-    fs::create_dir_all(example.join("rootfs/tmp"))?;
+    fs::create_dir_all(rootfs.join("tmp"))?;
     Ok(())
+}
+
+/// The shared libraries of a program, the loader included.
+fn libraries(program: &std::path::Path) -> anyhow::Result<Vec<String>> {
+    let listed = output("ldd", &[&program.to_string_lossy()])?;
+    let path = |line: &str| line.split_whitespace().find(|word| word.starts_with('/')).map(str::to_owned);
+    Ok(listed.lines().filter_map(path).collect())
 }
 
 /// True when `source` was changed after `built`, or nothing was built.

@@ -76,16 +76,16 @@ fn kubectl() -> anyhow::Result<()> {
     link(&program, &cache_dir().join("bin/kubectl"))
 }
 
-/// A statically linked busybox: the shell and the tools inside the example images.
+/// A busybox of this machine's release: the shell and the tools inside the example images.
 fn busybox() -> anyhow::Result<()> {
     if cache_dir().join("bin/busybox").is_file() {
         return Ok(());
     }
-    eprintln!("setup: fetching busybox-static");
-    let dir = cache_dir().join("packages/busybox-static");
+    eprintln!("setup: fetching busybox");
+    let dir = cache_dir().join("packages/busybox");
     fs::create_dir_all(&dir)?;
     let download =
-        || run_command(command("apt-get").args(["-q", "download", "busybox-static"]).current_dir(&dir));
+        || run_command(command("apt-get").args(["-q", "download", "busybox"]).current_dir(&dir));
     if download().is_err() {
         shell::run("apt-get", &["-q", "update"])?;
         download()?;
@@ -94,7 +94,7 @@ fn busybox() -> anyhow::Result<()> {
     let program =
         ["bin/busybox", "usr/bin/busybox"].iter().map(|p| dir.join("tree").join(p)).find(|p| p.is_file());
     link(
-        &program.context("the package busybox-static has no busybox in it")?,
+        &program.context("the package busybox has no busybox in it")?,
         &cache_dir().join("bin/busybox"),
     )
 }

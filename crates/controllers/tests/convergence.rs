@@ -235,6 +235,12 @@ async fn a_rolling_update_keeps_its_bounds_with_lagging_caches() {
         set_image(fake, "web", image);
         world.until(image, |f| is_rolled_out(f, "web")).await;
     }
+    // Rollouts that are overtaken by the next one.
+    for image in ["four", "five", "six", "four", "seven"] {
+        set_image(fake, "web", image);
+        tokio::time::sleep(Duration::from_millis(rand::random::<u64>() % 60)).await;
+    }
+    world.until("the last one", |f| is_rolled_out(f, "web")).await;
     let mut pods: HashMap<String, Value> = HashMap::new();
     let mut sets: HashMap<String, i64> = HashMap::new();
     for (i, record) in fake.log().into_iter().enumerate() {

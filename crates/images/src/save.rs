@@ -71,6 +71,9 @@ fn append(
     header.set_entry_type(EntryType::Regular);
     header.set_mode(0o644);
     header.set_size(size);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
     tar.append_data(&mut header, name, data)
         .map_err(|source| ImageError::Io { what: format!("write \"{name}\" to the archive"), source })
 }

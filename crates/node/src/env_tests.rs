@@ -1,3 +1,5 @@
+//! Tests of environments.
+
 use super::*;
 use serde_json::{Value, json};
 

@@ -2,7 +2,7 @@
 
 use crate::dirs::{PodDirs, remove_dir};
 use crate::supervisor::Supervisor;
-use crate::supervisor::client::clean_up;
+use crate::supervisor::client::finish;
 use crate::supervisor::proto::{Event, InstanceState, Request};
 use futures_util::future::join_all;
 use nix::sys::signal::Signal;
@@ -28,7 +28,7 @@ pub fn teardown(pods: &Path, cgroup: &str, grace: Duration) -> io::Result<()> {
     for entry in entries {
         let dirs = PodDirs { root: entry.path(), logs: entry.path() };
         let pod_cgroup = format!("{cgroup}/pod{}", entry.file_name().to_string_lossy());
-        let removed = clean_up(&dirs.root, &pod_cgroup)
+        let removed = finish(&dirs.root, &pod_cgroup)
             .map_err(|error| io::Error::other(error.message))
             .and_then(|()| crate::volumes::unmount(&dirs))
             .and_then(|()| remove_dir(&dirs.root));

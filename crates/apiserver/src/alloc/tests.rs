@@ -1,3 +1,5 @@
+//! Tests of the allocator of Service addresses and node ports.
+
 use super::*;
 use proptest::prelude::*;
 

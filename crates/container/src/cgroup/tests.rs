@@ -1,3 +1,5 @@
+//! Tests of cgroups on this machine.
+
 use super::*;
 
 fn check_parse(mountinfo: &str, expected: Option<Hierarchies>) {

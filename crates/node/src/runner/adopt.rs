@@ -4,7 +4,7 @@ use super::Shared;
 use super::sandbox::{blocking, ended_of, moment};
 use crate::dirs::{PodDirs, remove_dir};
 use crate::supervisor::Supervisor;
-use crate::supervisor::client::clean_up;
+use crate::supervisor::client::finish;
 use crate::supervisor::files::State;
 use crate::supervisor::proto::{Event, Instance, InstanceState, PodNetwork, Request};
 use cumulet_podlife::{Found, FoundContainer};
@@ -112,7 +112,7 @@ async fn discard(shared: &Arc<Shared>, uid: &str, found: FoundPod) {
         if let Some(address) = address {
             node.network.detach(address).map_err(|e| e.to_string())?;
         }
-        clean_up(&dirs.root, &format!("{}/pod{id}", node.config.cgroup)).map_err(|e| e.message)?;
+        finish(&dirs.root, &format!("{}/pod{id}", node.config.cgroup)).map_err(|e| e.message)?;
         crate::volumes::unmount(&dirs).map_err(|e| e.to_string())?;
         remove_dir(&dirs.root).map_err(|e| e.to_string())
     });

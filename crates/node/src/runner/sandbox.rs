@@ -1,7 +1,7 @@
 //! A pod's sandbox: supervisor, address, network; made, lost, destroyed.
 
 use super::task::PodContext;
-use crate::supervisor::client::{GONE, clean_up};
+use crate::supervisor::client::{GONE, finish};
 use crate::supervisor::files::State;
 use crate::supervisor::proto::{self, Instance, InstanceState, PodNetwork, Request, SandboxSpec};
 use crate::supervisor::{Supervisor, SupervisorError};
@@ -201,7 +201,7 @@ async fn remove(context: &Arc<PodContext>) {
             files.shared.network.detach(address).map_err(|e| e.to_string())?;
             files.shared.network.addresses().release(address);
         }
-        clean_up(&files.dirs.root, &files.cgroup).map_err(|e| e.message)
+        finish(&files.dirs.root, &files.cgroup).map_err(|e| e.message)
     });
     if let Err(error) = removed.await {
         tracing::warn!(uid = context.uid, error, "the sandbox left something behind");

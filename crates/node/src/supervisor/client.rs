@@ -148,6 +148,31 @@ impl Supervisor {
     }
 }
 
+/// How long a supervisor that was told to shut down may take to end.
+const END_DEADLINE_MS: u16 = 10_000;
+
+/// Waits until the process of a supervisor that was told to shut down has ended; blocks.
+fn wait_for_end(pid: i32) {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+    // SAFETY: pidfd_open takes two integers and returns a new descriptor or an error.
+    // JUSTIFICATION: neither the standard library nor nix offers the call.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let Some(fd) = i32::try_from(fd).ok().filter(|fd| *fd >= 0) else { return };
+    // SAFETY: the descriptor was just made and belongs to nobody else.
+    let handle = unsafe { OwnedFd::from_raw_fd(fd) };
+    // Readable when the process has ended. The caller looks whether it has: a failure here needs no answer.
+    let _ = poll(&mut [PollFd::new(handle.as_fd(), PollFlags::POLLIN)], PollTimeout::from(END_DEADLINE_MS));
+}
+
+/// Waits for the end of a supervisor that was told to shut down, then does what [`clean_up`] does. Blocks.
+pub fn finish(dir: &Path, cgroup: &str) -> Result<(), SupervisorError> {
+    if let Some(pid) = files::running_pid(dir) {
+        wait_for_end(pid);
+    }
+    clean_up(dir, cgroup)
+}
+
 /// Removes what a dead supervisor left: kills the processes of the pod's cgroup, removes the cgroup and the files of
 /// the supervisor (not `state.json` and not the logs). Blocks for some milliseconds, two seconds at most. Does
 /// nothing to a pod whose supervisor runs.

@@ -28,7 +28,7 @@ fn mistakes_get_kubernetes_words() -> anyhow::Result<()> {
             &["apply", "-f", "-"],
             "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\nspec:\n  selector: {matchLabels: {app: a}}\n  template:\n    metadata: {labels: {app: b}}\n    spec: {containers: [{name: c, image: i}]}\n",
             &[
-                "Deployment.apps \"d\" is invalid: spec.template.metadata.labels: Invalid value",
+                "The Deployment \"d\" is invalid: spec.template.metadata.labels: Invalid value",
                 "`selector` does not match template `labels`",
             ],
         ),

@@ -1,3 +1,5 @@
+//! Tests of the pod rows: defaults, rules, tables.
+
 use super::*;
 use crate::kinds::testing::{check_errors, check_update_errors};
 

@@ -1,3 +1,5 @@
+//! Tests of the Service row: defaults, rules, tables.
+
 use super::*;
 use crate::kinds::testing::{check_cells, check_default, check_errors, check_update_errors};
 
