@@ -84,8 +84,7 @@ fn busybox() -> anyhow::Result<()> {
     eprintln!("setup: fetching busybox");
     let dir = cache_dir().join("packages/busybox");
     fs::create_dir_all(&dir)?;
-    let download =
-        || run_command(command("apt-get").args(["-q", "download", "busybox"]).current_dir(&dir));
+    let download = || run_command(command("apt-get").args(["-q", "download", "busybox"]).current_dir(&dir));
     if download().is_err() {
         shell::run("apt-get", &["-q", "update"])?;
         download()?;
@@ -93,10 +92,7 @@ fn busybox() -> anyhow::Result<()> {
     unpack(&dir)?;
     let program =
         ["bin/busybox", "usr/bin/busybox"].iter().map(|p| dir.join("tree").join(p)).find(|p| p.is_file());
-    link(
-        &program.context("the package busybox has no busybox in it")?,
-        &cache_dir().join("bin/busybox"),
-    )
+    link(&program.context("the package busybox has no busybox in it")?, &cache_dir().join("bin/busybox"))
 }
 
 /// Downloads one package of another Debian release and unpacks it in the cache, without installing it. The mirror

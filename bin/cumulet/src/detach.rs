@@ -23,14 +23,22 @@ const READY: &str = "ready";
 pub(crate) fn run(state: &StateDir, options: &Up, verbose: bool) -> anyhow::Result<()> {
     state.create()?;
     if let Some(pid) = state.running()? {
-        bail!("a cloud already runs on {} (process {pid}): use it, or stop it with `cumulet down`", state.path().display());
+        bail!(
+            "a cloud already runs on {} (process {pid}): use it, or stop it with `cumulet down`",
+            state.path().display()
+        );
     }
     let log = OpenOptions::new().create(true).append(true).mode(0o600).open(state.log());
     let log = log.with_context(|| format!("cannot write {}", state.log().display()))?;
     let (reader, writer) = pipe().context("no pipe")?;
     fcntl(&reader, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
     let mut command = Command::new(std::env::current_exe().context("this program has no path")?);
-    command.arg("--state-dir").arg(state.path()).arg("up").arg("--api-listen").arg(options.api_listen.to_string());
+    command
+        .arg("--state-dir")
+        .arg(state.path())
+        .arg("up")
+        .arg("--api-listen")
+        .arg(options.api_listen.to_string());
     for (flag, value) in [
         ("--pod-cidr", &options.pod_cidr),
         ("--service-cidr", &options.service_cidr),
@@ -67,7 +75,8 @@ pub(crate) struct Waiter(Option<File>);
 impl Waiter {
     /// Takes over the pipe that the parent left, if there is one.
     pub(crate) fn inherited() -> Self {
-        let number = std::env::var(READY_FD).ok().and_then(|text| text.parse::<i32>().ok()).filter(|fd| *fd > 2);
+        let number =
+            std::env::var(READY_FD).ok().and_then(|text| text.parse::<i32>().ok()).filter(|fd| *fd > 2);
         let file = number.map(|fd| {
             // SAFETY: the parent opened this descriptor for us and told its number; nobody else here knows it.
             // JUSTIFICATION: an inherited descriptor can only be adopted by its number.

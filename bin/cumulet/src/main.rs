@@ -38,7 +38,9 @@ fn main() -> ExitCode {
 fn run(args: Args) -> anyhow::Result<u8> {
     let state = StateDir::new(&args.state_dir)?;
     match args.command {
-        Command::Up(options) if options.detach => detach::run(&state, &options, args.verbose).map(|()| exit::OK),
+        Command::Up(options) if options.detach => {
+            detach::run(&state, &options, args.verbose).map(|()| exit::OK)
+        }
         Command::Up(options) => up::run(&state, &options).map(|()| exit::OK),
         Command::Down(options) => down::run(&state, &options).map(|()| exit::OK),
         other => cumulet_cli::run(&state, other),
@@ -50,7 +52,8 @@ fn log_to_stderr(verbose: bool) {
     let ours = if verbose { LevelFilter::DEBUG } else { LevelFilter::INFO };
     let targets = Targets::new().with_default(LevelFilter::WARN).with_target("cumulet", ours);
     // The container library logs every recoverable oddity as an error of its own; ours come back as values.
-    let targets = targets.with_target("libcontainer", LevelFilter::OFF).with_target("libcgroups", LevelFilter::OFF);
+    let targets =
+        targets.with_target("libcontainer", LevelFilter::OFF).with_target("libcgroups", LevelFilter::OFF);
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
     tracing_subscriber::registry().with(layer).with(targets).init();
 }

@@ -73,13 +73,18 @@ pub(crate) fn open_network(state: &StateDir, options: &Up) -> anyhow::Result<(Ne
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
         Err(error) => return Err(error).with_context(|| format!("cannot read {}", file.display())),
     };
-    let asked = (parse("--pod-cidr", options.pod_cidr.as_deref())?, parse("--service-cidr", options.service_cidr.as_deref())?);
+    let asked = (
+        parse("--pod-cidr", options.pod_cidr.as_deref())?,
+        parse("--service-cidr", options.service_cidr.as_deref())?,
+    );
     let candidates = match (asked, last) {
         ((None, None), Some(last)) => vec![last],
         ((pods, services), last) => (0..PAIRS)
             .map(|n| Ranges {
                 pods: pods.or(last.map(|l| l.pods)).unwrap_or_else(|| sixteen(FIRST_POD_OCTET + n)),
-                services: services.or(last.map(|l| l.services)).unwrap_or_else(|| sixteen(FIRST_SERVICE_OCTET + n)),
+                services: services
+                    .or(last.map(|l| l.services))
+                    .unwrap_or_else(|| sixteen(FIRST_SERVICE_OCTET + n)),
             })
             .collect(),
     };
@@ -93,7 +98,8 @@ pub(crate) fn open_network(state: &StateDir, options: &Up) -> anyhow::Result<(Ne
         };
         match Network::open(&config) {
             Ok(network) => {
-                fs::write(&file, serde_json::to_vec(&ranges)?).with_context(|| format!("cannot write {}", file.display()))?;
+                fs::write(&file, serde_json::to_vec(&ranges)?)
+                    .with_context(|| format!("cannot write {}", file.display()))?;
                 return Ok((network, ranges));
             }
             Err(error @ cumulet_net::Error::RouteConflict { .. }) => refusal = Some(error),
@@ -112,7 +118,8 @@ fn sixteen(second: u8) -> Ipv4Net {
 
 fn parse(flag: &str, text: Option<&str>) -> anyhow::Result<Option<Ipv4Net>> {
     let Some(text) = text else { return Ok(None) };
-    let net: Ipv4Net = text.parse().with_context(|| format!("{flag} {text:?} is no IPv4 range such as 10.86.0.0/16"))?;
+    let net: Ipv4Net =
+        text.parse().with_context(|| format!("{flag} {text:?} is no IPv4 range such as 10.86.0.0/16"))?;
     if !(12..=24).contains(&net.prefix_len()) {
         bail!("{flag} {text}: use a prefix length between 12 and 24");
     }

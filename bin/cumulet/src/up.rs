@@ -61,7 +61,8 @@ async fn cloud(state: &StateDir, options: &Up, waiter: Waiter) -> anyhow::Result
     let start = async {
         let lock = prepare(state)?;
         let cloud = tokio::time::timeout(READY_WITHIN, Cloud::start(state, options, &shutdown)).await;
-        let cloud = cloud.with_context(|| format!("the cloud was not ready within {} s", READY_WITHIN.as_secs()))??;
+        let cloud = cloud
+            .with_context(|| format!("the cloud was not ready within {} s", READY_WITHIN.as_secs()))??;
         anyhow::Ok((lock, cloud))
     };
     let (_lock, cloud) = match start.await {
@@ -131,7 +132,8 @@ impl Cloud {
         let api = ApiServer::open(config).await.context("cannot start the API server")?;
         // Pods reach the API through its Service, whose endpoint is the bridge's address: loopback is not theirs.
         let inside = SocketAddr::new(IpAddr::V4(network.gateway()), listen.port());
-        let inside_listener = TcpListener::bind(inside).await.with_context(|| format!("cannot listen on {inside}"))?;
+        let inside_listener =
+            TcpListener::bind(inside).await.with_context(|| format!("cannot listen on {inside}"))?;
         api.write_kubeconfig(&state.kubeconfig(), listen)
             .with_context(|| format!("cannot write {}", state.kubeconfig().display()))?;
         let mut servers = JoinSet::new();
@@ -189,7 +191,8 @@ async fn router(
         domain: CLUSTER_DOMAIN.to_owned(),
         host_resolv_conf: HOST_RESOLV_CONF.into(),
     };
-    let router = ServiceRouter::spawn(api.cluster("system:kube-proxy"), config, network, shutdown.clone()).await;
+    let router =
+        ServiceRouter::spawn(api.cluster("system:kube-proxy"), config, network, shutdown.clone()).await;
     Ok(Arc::new(router.context("cannot route Services")?))
 }
 
@@ -217,7 +220,8 @@ fn node_config(
 /// What `/readyz` looks at besides the API server itself.
 fn ready_checks(node: &Arc<Node>, router: &Arc<ServiceRouter>) -> Vec<ReadyCheck> {
     let (node, router) = (node.clone(), router.clone());
-    let check = |ready: bool, what: &str| if ready { Ok(()) } else { Err(format!("{what} is not ready yet")) };
+    let check =
+        |ready: bool, what: &str| if ready { Ok(()) } else { Err(format!("{what} is not ready yet")) };
     vec![
         ReadyCheck::new("node", move || check(node.is_ready(), "the node")),
         ReadyCheck::new("services", move || check(router.is_ready(), "Service routing")),

@@ -74,7 +74,11 @@ impl ServiceAllocator {
     ///
     /// # Errors
     /// The field whose wish cannot be granted; nothing is held then.
-    pub(crate) fn reserve(&self, service: &mut Value, old: Option<&Value>) -> Result<Reservation, FieldError> {
+    pub(crate) fn reserve(
+        &self,
+        service: &mut Value,
+        old: Option<&Value>,
+    ) -> Result<Reservation, FieldError> {
         shape(service)?;
         let had = old.map(Held::of).unwrap_or_default();
         let mut granted = Granting { pools: &self.pools, had: &had, taken: Held::default() };

@@ -110,7 +110,9 @@ fn list(store: &ImageStore, format: Format) -> anyhow::Result<()> {
         Format::Json => {
             println!("{}", serde_json::to_string_pretty(&images.iter().map(object).collect::<Vec<Value>>())?);
         }
-        Format::Yaml => print!("{}", serde_saphyr::to_string(&images.iter().map(object).collect::<Vec<Value>>())?),
+        Format::Yaml => {
+            print!("{}", serde_saphyr::to_string(&images.iter().map(object).collect::<Vec<Value>>())?)
+        }
         Format::Name => images.iter().flat_map(names).for_each(|name| println!("{name}")),
         Format::Table | Format::Wide => {
             let row = |image: &ImageSummary| {
@@ -130,7 +132,9 @@ fn prune(state: &StateDir, store: &ImageStore) -> anyhow::Result<()> {
         Some(_) => block_on(images_of_pods(state))?,
         // Pods can run without the main process, and only it could say which images they use.
         None if state.path().join("pods").read_dir().is_ok_and(|mut pods| pods.next().is_some()) => {
-            bail!("pods run but the cloud does not: start it with `cumulet up --detach`, so that their images are known")
+            bail!(
+                "pods run but the cloud does not: start it with `cumulet up --detach`, so that their images are known"
+            )
         }
         None => Vec::new(),
     };
@@ -144,9 +148,12 @@ async fn images_of_pods(state: &StateDir) -> anyhow::Result<Vec<Digest>> {
     let pods = Api::<Pod>::all(connect(state).await?).list(&ListParams::default()).await?;
     let statuses = pods.iter().filter_map(|pod| pod.status.as_ref());
     let ids = statuses.flat_map(|s| s.init_container_statuses.iter().chain(&s.container_statuses).flatten());
-    let ids: BTreeSet<&str> = ids.map(|status| status.image_id.as_str()).filter(|id| !id.is_empty()).collect();
+    let ids: BTreeSet<&str> =
+        ids.map(|status| status.image_id.as_str()).filter(|id| !id.is_empty()).collect();
     ids.into_iter()
-        .map(|id| Digest::parse(id).with_context(|| format!("a pod has the image id {id:?}, which is no digest")))
+        .map(|id| {
+            Digest::parse(id).with_context(|| format!("a pod has the image id {id:?}, which is no digest"))
+        })
         .collect()
 }
 

@@ -116,7 +116,11 @@ pub trait Cluster: Send + Sync + 'static {
     fn get<'a>(&'a self, at: &'a ObjectRef) -> BoxFuture<'a, Result<Bytes, Status>>;
 
     /// Lists objects, consistently at one revision.
-    fn list<'a>(&'a self, resource: &'a ResourceId, options: &'a ListOptions) -> BoxFuture<'a, Result<List, Status>>;
+    fn list<'a>(
+        &'a self,
+        resource: &'a ResourceId,
+        options: &'a ListOptions,
+    ) -> BoxFuture<'a, Result<List, Status>>;
 
     /// Watches from just after revision `from`. The stream ends with an error (`Expired`) when the revision is
     /// no longer held: list again. Dropping the stream ends the watch.
@@ -162,7 +166,11 @@ pub trait Cluster: Send + Sync + 'static {
     ) -> BoxFuture<'a, Result<Bytes, Status>>;
 
     /// Deletes an object, or starts its graceful deletion.
-    fn delete<'a>(&'a self, at: &'a ObjectRef, options: &'a DeleteOptions) -> BoxFuture<'a, Result<(), Status>>;
+    fn delete<'a>(
+        &'a self,
+        at: &'a ObjectRef,
+        options: &'a DeleteOptions,
+    ) -> BoxFuture<'a, Result<(), Status>>;
 
     /// The resources that can be listed and deleted, with their kind and whether they live in namespaces:
     /// what the namespace controller and the garbage collector go through.

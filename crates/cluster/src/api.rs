@@ -11,7 +11,10 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 /// What a kind needs for typed access; every built-in kind of k8s-openapi has it.
-pub trait Kind: Resource + Metadata<Ty = ObjectMeta> + Serialize + DeserializeOwned + Clone + Send + Sync + 'static {}
+pub trait Kind:
+    Resource + Metadata<Ty = ObjectMeta> + Serialize + DeserializeOwned + Clone + Send + Sync + 'static
+{
+}
 impl<K> Kind for K where
     K: Resource + Metadata<Ty = ObjectMeta> + Serialize + DeserializeOwned + Clone + Send + Sync + 'static
 {
@@ -105,5 +108,7 @@ pub(crate) fn decode<K: DeserializeOwned>(bytes: &Bytes) -> Result<K, Status> {
 }
 
 fn encode<K: Serialize>(object: &K) -> Result<Bytes, Status> {
-    serde_json::to_vec(object).map(Bytes::from).map_err(|e| Status::internal(format!("object does not encode: {e}")))
+    serde_json::to_vec(object)
+        .map(Bytes::from)
+        .map_err(|e| Status::internal(format!("object does not encode: {e}")))
 }

@@ -14,7 +14,9 @@ pub mod events;
 pub mod informer;
 pub mod streams;
 
-pub use access::{Cluster, DeleteOptions, List, ListOptions, ObjectRef, PatchKind, Propagation, ResourceId, WatchItem};
+pub use access::{
+    Cluster, DeleteOptions, List, ListOptions, ObjectRef, PatchKind, Propagation, ResourceId, WatchItem,
+};
 pub use api::Api;
 pub use events::{EventRecorder, EventType};
 pub use informer::{Change, Informer};

@@ -34,7 +34,9 @@ impl Machine {
     pub(crate) fn read() -> Self {
         let line = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
         let meminfo = line("/proc/meminfo");
-        let kib = meminfo.lines().find_map(|l| l.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse::<i64>().ok());
+        let kib = meminfo
+            .lines()
+            .find_map(|l| l.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse::<i64>().ok());
         let os_release = line("/etc/os-release");
         let pretty = os_release.lines().find_map(|l| l.strip_prefix("PRETTY_NAME="));
         Self {

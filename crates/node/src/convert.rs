@@ -154,8 +154,10 @@ fn resources(pod: &Pod, container: &Container, node_memory_bytes: i64) -> Resour
     let given = container.resources.clone().unwrap_or_default();
     let limit = |name| quantity(&given, true, name);
     let request = |name| quantity(&given, false, name).or_else(|| limit(name));
-    let shares = request("cpu").map_or(0, |q| q.millis().saturating_mul(1024) / 1000).clamp(LEAST_SHARES, 262_144);
-    let quota = limit("cpu").filter(|q| q.sign() > 0).map(|q| q.millis().saturating_mul(100).max(LEAST_QUOTA_US));
+    let shares =
+        request("cpu").map_or(0, |q| q.millis().saturating_mul(1024) / 1000).clamp(LEAST_SHARES, 262_144);
+    let quota =
+        limit("cpu").filter(|q| q.sign() > 0).map(|q| q.millis().saturating_mul(100).max(LEAST_QUOTA_US));
     let request_bytes = request("memory").map_or(0, |q| q.units());
     Resources {
         memory_limit_bytes: limit("memory").filter(|q| q.sign() > 0).map(|q| q.units()),
@@ -229,9 +231,10 @@ mod tests {
             (json!({}), vec!["/entry", "default"]),
             (json!({"args": ["x"]}), vec!["/entry", "x"]),
             (json!({"command": ["/c"]}), vec!["/c"]),
-            (json!({"command": ["/c"], "args": ["$(HOME2)", "y"], "env": [{"name": "HOME2", "value": "h"}]}), vec![
-                "/c", "h", "y",
-            ]),
+            (
+                json!({"command": ["/c"], "args": ["$(HOME2)", "y"], "env": [{"name": "HOME2", "value": "h"}]}),
+                vec!["/c", "h", "y"],
+            ),
         ] {
             let mut c = given;
             c["name"] = json!("a");

@@ -111,7 +111,8 @@ impl PodDirs {
 /// # Errors
 /// `InvalidInput` naming the text.
 pub(crate) fn component(text: &str) -> io::Result<()> {
-    let bad = text.is_empty() || text == "." || text == ".." || text.contains(['/', '\0']) || text.len() > 255;
+    let bad =
+        text.is_empty() || text == "." || text == ".." || text.contains(['/', '\0']) || text.len() > 255;
     if bad {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{text:?} is not a file name")));
     }

@@ -242,7 +242,9 @@ fn service_vars(services: &[Arc<Service>]) -> BTreeMap<String, String> {
     let mut vars = BTreeMap::new();
     for service in services {
         let (Some(spec), Some(name)) = (&service.spec, &service.metadata.name) else { continue };
-        let Some(ip) = spec.cluster_ip.as_deref().filter(|ip| !ip.is_empty() && *ip != "None") else { continue };
+        let Some(ip) = spec.cluster_ip.as_deref().filter(|ip| !ip.is_empty() && *ip != "None") else {
+            continue;
+        };
         let Some(first) = spec.ports.iter().flatten().next() else { continue };
         let prefix = name.to_uppercase().replace('-', "_");
         let protocol = |p: &Option<String>| p.clone().unwrap_or_else(|| "TCP".into());

@@ -25,8 +25,13 @@ impl Objects for Fixed {
 fn objects() -> Fixed {
     let of = |v: Value| v;
     Fixed {
-        maps: vec![serde_json::from_value(of(json!({"metadata": {"name": "cm"}, "data": {"k": "v", "n": "1"}}))).unwrap()],
-        secrets: vec![serde_json::from_value(json!({"metadata": {"name": "s"}, "data": {"p": "c2VjcmV0"}})).unwrap()],
+        maps: vec![
+            serde_json::from_value(of(json!({"metadata": {"name": "cm"}, "data": {"k": "v", "n": "1"}})))
+                .unwrap(),
+        ],
+        secrets: vec![
+            serde_json::from_value(json!({"metadata": {"name": "s"}, "data": {"p": "c2VjcmV0"}})).unwrap(),
+        ],
         services: vec![Arc::new(
             serde_json::from_value(json!({"metadata": {"name": "my-db"},
                 "spec": {"clusterIP": "10.97.0.9", "ports": [{"name": "sql", "port": 5432}]}}))
@@ -101,7 +106,9 @@ fn missing_objects_have_kubernetes_texts() {
 #[test]
 fn expansion() {
     let value = |name: &str| (name == "A").then(|| "1".to_owned());
-    for (text, want) in [("$(A)", "1"), ("$$(A)", "$(A)"), ("$(B)", "$(B)"), ("$A", "$A"), ("$(A", "$(A"), ("a$", "a$")] {
+    for (text, want) in
+        [("$(A)", "1"), ("$$(A)", "$(A)"), ("$(B)", "$(B)"), ("$A", "$A"), ("$(A", "$(A"), ("a$", "a$")]
+    {
         assert_eq!(expand(text, value), want);
     }
 }

@@ -88,7 +88,8 @@ pub(crate) fn resource(
         _ => return Err(bad()),
     };
     // Memory of more than 2^63/1000 bytes saturates in `millis`; its units do not.
-    let millis = given.as_ref().map_or(millis, |q| millis.max(i128::from(q.units()).saturating_sub(1) * 1000));
+    let millis =
+        given.as_ref().map_or(millis, |q| millis.max(i128::from(q.units()).saturating_sub(1) * 1000));
     let divisor = divisor.and_then(|d| Quantity::parse(d).ok()).map_or(1000, |d| i128::from(d.millis()));
     let divisor = if divisor <= 0 { 1000 } else { divisor };
     Ok(((millis + divisor - 1) / divisor).to_string())

@@ -38,14 +38,20 @@ pub(crate) struct ImageError {
 ///
 /// # Errors
 /// [`ImageError`] with the reason that Kubernetes uses. Blocks on file reads.
-pub(crate) fn resolve(store: &ImageStore, reference: &str, pull_policy: Option<&str>) -> Result<ResolvedImage, ImageError> {
+pub(crate) fn resolve(
+    store: &ImageStore,
+    reference: &str,
+    pull_policy: Option<&str>,
+) -> Result<ResolvedImage, ImageError> {
     use cumulet_images::ImageError as StoreError;
     let failed = |reason, error: &StoreError| ImageError { reason, message: error.to_string() };
     let image = store.resolve(reference).map_err(|error| match &error {
         StoreError::BadReference { .. } => failed("InvalidImageName", &error),
         StoreError::NotFound { .. } if pull_policy == Some("Never") => ImageError {
             reason: "ErrImageNeverPull",
-            message: format!("Container image \"{reference}\" is not present with pull policy of Never: {error}"),
+            message: format!(
+                "Container image \"{reference}\" is not present with pull policy of Never: {error}"
+            ),
         },
         _ => failed("ErrImagePull", &error),
     })?;

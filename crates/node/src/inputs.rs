@@ -69,7 +69,11 @@ pub(crate) struct Inputs {
 }
 
 impl Inputs {
-    pub(crate) fn spawn(cluster: Arc<dyn Cluster>, config: &NodeConfig, shutdown: &CancellationToken) -> Self {
+    pub(crate) fn spawn(
+        cluster: Arc<dyn Cluster>,
+        config: &NodeConfig,
+        shutdown: &CancellationToken,
+    ) -> Self {
         let all = ListOptions::default;
         Self {
             config_maps: Informer::spawn(cluster.clone(), all(), shutdown.clone()),

@@ -43,8 +43,10 @@ impl Node {
         let dirs = NodeDirs::new(&config.state_dir);
         dirs.create()?;
         let inputs = Inputs::spawn(deps.cluster.clone(), &config, &shutdown);
-        let of_this_node =
-            ListOptions { field_selector: Some(format!("spec.nodeName={}", config.node_name)), ..ListOptions::default() };
+        let of_this_node = ListOptions {
+            field_selector: Some(format!("spec.nodeName={}", config.node_name)),
+            ..ListOptions::default()
+        };
         let pods = Informer::<Pod>::spawn(deps.cluster.clone(), of_this_node, shutdown.clone());
         let shared = Arc::new(Shared {
             machine: agent::Machine::read(),

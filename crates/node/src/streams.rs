@@ -18,7 +18,8 @@ impl Node {
 
     async fn session(&self, of: ContainerRef, request: SessionRequest) -> Result<Session, Status> {
         let context = self.context(&of)?;
-        let stopped = || Status::bad_request(format!("container {} is not running in pod {}", of.container, of.pod));
+        let stopped =
+            || Status::bad_request(format!("container {} is not running in pod {}", of.container, of.pod));
         let supervisor = context.supervisor().ok_or_else(stopped)?;
         supervisor.session(request).await.map_err(|error: SupervisorError| match error.reason.as_str() {
             GONE => stopped(),

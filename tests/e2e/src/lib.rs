@@ -224,7 +224,10 @@ pub fn wait_within<T>(limit: Duration, what: &str, mut look: impl FnMut() -> Opt
         if start.elapsed() > limit {
             bail!("waited {} s for {what}", limit.as_secs());
         }
-        #[expect(clippy::disallowed_methods, reason = "a test looks from outside: there is nothing to wait on")]
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "a test looks from outside: there is nothing to wait on"
+        )]
         std::thread::sleep(Duration::from_millis(20));
     }
 }

@@ -15,6 +15,8 @@ use serde_json::Value;
 
 /// Greatest body, in bytes, as in Kubernetes.
 const BODY_MAX: usize = 3 * 1024 * 1024;
+/// A body that is announced to be larger than this is not even read before its sender is told.
+const DRAIN_MAX: usize = 4 * BODY_MAX;
 /// What the aliases of a YAML body may expand to, in bytes.
 const ALIAS_ROOM: usize = 32 * 1024 * 1024;
 
@@ -75,7 +77,12 @@ pub(crate) fn content_type(headers: &HeaderMap) -> &str {
 pub(crate) async fn read(headers: &HeaderMap, body: Incoming) -> Result<Bytes, Status> {
     let announced =
         headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<usize>().ok());
-    if announced.is_some_and(|length| length > BODY_MAX) {
+    if let Some(length) = announced
+        && length > BODY_MAX
+    {
+        if length <= DRAIN_MAX {
+            drain(body).await;
+        }
         return Err(too_large());
     }
     match Limited::new(body, BODY_MAX).collect().await {
@@ -83,6 +90,11 @@ pub(crate) async fn read(headers: &HeaderMap, body: Incoming) -> Result<Bytes, S
         Err(error) if error.downcast_ref::<LengthLimitError>().is_some() => Err(too_large()),
         Err(error) => Err(Status::bad_request(format!("the body of the request could not be read: {error}"))),
     }
+}
+
+/// Reads a body to its end and drops it: most clients send everything before they look at the answer.
+async fn drain(mut body: Incoming) {
+    while let Some(Ok(_)) = body.frame().await {}
 }
 
 fn too_large() -> Status {

@@ -54,6 +54,8 @@ impl Core {
                 }
                 Part::Special => {}
             }
+            // Rules come first, as in Kubernetes: an immutable address is not asked of the allocator.
+            validate(row, part, &old, &new)?;
             let reservation = match row.strategy.allocation() {
                 Allocation::Service if part == Part::Main => Some(
                     self.services
@@ -62,7 +64,6 @@ impl Core {
                 ),
                 _ => None,
             };
-            validate(row, part, &old, &new)?;
             if call.dry_run {
                 return Ok(body::encode_detached(&new));
             }

@@ -1,6 +1,10 @@
 //! A server on a free port with a state directory of its own, and a plain HTTPS client for it.
 
-#![allow(dead_code, clippy::unwrap_used, reason = "every test file uses a part of it; a failed set-up fails the test")]
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    reason = "every test file uses a part of it; a failed set-up fails the test"
+)]
 
 use bytes::Bytes;
 use cumulet_apiserver::{ApiServer, ApiServerConfig};

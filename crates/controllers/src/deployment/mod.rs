@@ -23,7 +23,7 @@ use crate::queue::Queue;
 use cumulet_api::selector::Selector;
 use cumulet_cluster::events::reference;
 use cumulet_cluster::informer::Key;
-use cumulet_cluster::{Api, DeleteOptions, EventRecorder, EventType, PatchKind};
+use cumulet_cluster::{Api, DeleteOptions, EventRecorder, EventType, ListOptions, PatchKind};
 use k8s_openapi::Resource;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use revision::Sets;
@@ -190,7 +190,7 @@ impl Pass<'_> {
     }
 
     async fn roll(mut self, cached: &Deployment) -> Result<Next, Error> {
-        if false && self.step() != Step::Nothing {
+        if self.step() != Step::Nothing {
             self.reread().await?;
         }
         match self.step() {
@@ -207,21 +207,18 @@ impl Pass<'_> {
         self.write_rollout(cached).await
     }
 
-    /// Reads the ReplicaSets from the API server. The cache may be behind this controller's own last writes; sums
-    /// over several sets made from it would let a rollout step over its bounds. At rest nothing is read.
+    /// Reads the ReplicaSets from the API server. The cache may be behind this controller's own last writes, and miss
+    /// a set that it has just made; sums over several sets made from it would let a rollout that is overtaken by the
+    /// next one step over its bounds. At rest nothing is read.
     async fn reread(&mut self) -> Result<(), Error> {
-        let mut fresh = Vec::new();
-        for known in self.sets.all() {
-            let (ns, set_name) = (namespace(&known.metadata), name(&known.metadata));
-            match self.of.sets.get(ns, set_name).await {
-                Ok(rs) if rs.metadata.uid == known.metadata.uid => fresh.push(Arc::new(rs)),
-                Err(error) if !error.is_not_found() => {
-                    return Err(error).doing(|| format!("reading replica set {ns}/{set_name}"));
-                }
-                _ => {}
-            }
-        }
-        self.sets = Sets::sort(&self.deployment, fresh);
+        let ns = namespace(&self.deployment.metadata);
+        let options = ListOptions { namespace: Some(ns.to_owned()), ..ListOptions::default() };
+        let (listed, _) =
+            self.of.sets.list(&options).await.doing(|| format!("listing replica sets of {ns}"))?;
+        let owner = uid(&self.deployment.metadata);
+        let owned =
+            listed.into_iter().filter(|rs| controller_of(&rs.metadata).is_some_and(|o| o.uid == owner));
+        self.sets = Sets::sort(&self.deployment, owned.map(Arc::new).collect());
         Ok(())
     }
 

@@ -22,7 +22,11 @@ impl Formatter {
         Self {
             timestamps: options.timestamps,
             since: options.since.and_then(|since| Timestamp::try_from(since).ok()),
-            stream: options.stream.as_ref().map(|stream| stream.to_lowercase()).filter(|stream| stream != "all"),
+            stream: options
+                .stream
+                .as_ref()
+                .map(|stream| stream.to_lowercase())
+                .filter(|stream| stream != "all"),
             room: options.limit_bytes,
             at_line_start: true,
         }
@@ -54,7 +58,9 @@ impl Formatter {
 
     fn format(&mut self, entry: &[u8], out: &mut BytesMut) {
         let mut parts = entry.splitn(4, |byte| *byte == b' ');
-        let (Some(time), Some(stream), Some(tag)) = (parts.next(), parts.next(), parts.next()) else { return };
+        let (Some(time), Some(stream), Some(tag)) = (parts.next(), parts.next(), parts.next()) else {
+            return;
+        };
         let text = parts.next().unwrap_or_default();
         if self.stream.as_ref().is_some_and(|wanted| wanted.as_bytes() != stream) || !self.is_recent(time) {
             return;

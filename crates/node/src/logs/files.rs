@@ -38,7 +38,8 @@ impl LogFiles {
         attempts.sort_unstable();
         let index = attempts.len().checked_sub(if previous { 2 } else { 1 });
         let Some(attempt) = index.and_then(|index| attempts.get(index)).copied() else { return Ok(None) };
-        let mut older: Vec<String> = rotated.into_iter().filter(|(of, _)| *of == attempt).map(|(_, n)| n).collect();
+        let mut older: Vec<String> =
+            rotated.into_iter().filter(|(of, _)| *of == attempt).map(|(_, n)| n).collect();
         older.sort();
         let live = dir.join(format!("{attempt}.log"));
         let files: Vec<PathBuf> = older.iter().map(|name| dir.join(name)).chain([live.clone()]).collect();
@@ -73,7 +74,7 @@ impl LogFiles {
 /// The last files that together hold `lines` entries, and the offsets where these begin.
 fn tail_of(files: &[PathBuf], mut lines: u64) -> io::Result<VecDeque<(PathBuf, u64)>> {
     let mut kept = VecDeque::new();
-    for (index, path) in files.iter().enumerate().rev() {
+    for path in files.iter().rev() {
         let mut file = match File::open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -82,7 +83,7 @@ fn tail_of(files: &[PathBuf], mut lines: u64) -> io::Result<VecDeque<(PathBuf, u
         let (found, offset) = last_lines(&mut file, lines)?;
         kept.push_front((path.clone(), offset));
         lines -= found;
-        if lines == 0 && index + 1 <= files.len() {
+        if lines == 0 {
             break;
         }
     }
@@ -144,7 +145,14 @@ mod tests {
         put("1.log", "d\ne\n");
         let choose = |tail| read(LogFiles::choose(dir.path(), false, tail).unwrap());
         assert_eq!(choose(None), "a\nb\nc\nd\ne\n");
-        for (tail, text) in [(0, ""), (1, "e\n"), (2, "d\ne\n"), (3, "c\nd\ne\n"), (4, "b\nc\nd\ne\n"), (9, "a\nb\nc\nd\ne\n")] {
+        for (tail, text) in [
+            (0, ""),
+            (1, "e\n"),
+            (2, "d\ne\n"),
+            (3, "c\nd\ne\n"),
+            (4, "b\nc\nd\ne\n"),
+            (9, "a\nb\nc\nd\ne\n"),
+        ] {
             assert_eq!(choose(Some(tail)), text, "{tail}");
         }
         assert_eq!(read(LogFiles::choose(dir.path(), true, None).unwrap()), "old\n");

@@ -40,13 +40,22 @@ pub(crate) async fn open(
     let chosen = chosen.await.map_err(Status::internal)?.map_err(Status::internal)?;
     let Some(chosen) = chosen else {
         let what = if previous { "previous terminated container" } else { "container log of" };
-        return Err(Status::bad_request(format!("{what} \"{}\" in pod \"{}\" not found", of.container, of.pod)));
+        return Err(Status::bad_request(format!(
+            "{what} \"{}\" in pod \"{}\" not found",
+            of.container, of.pod
+        )));
     };
     let follow = match options.follow && !previous {
         true => Some(Follow::new(context, &of.container, &chosen).map_err(Status::internal)?),
         false => None,
     };
-    let reader = Reader { files: chosen, current: None, pending: BytesMut::new(), formatter: Formatter::new(&options), follow };
+    let reader = Reader {
+        files: chosen,
+        current: None,
+        pending: BytesMut::new(),
+        formatter: Formatter::new(&options),
+        follow,
+    };
     Ok(futures_util::stream::unfold(Some(reader), |state| async move {
         let mut reader = state?;
         match reader.next().await {

@@ -48,7 +48,8 @@ pub(super) async fn get(request: &Request) -> Result<(), String> {
 
 async fn once(request: &Request, path: &str) -> Result<(u16, Option<String>), String> {
     let scheme = if request.tls { "https" } else { "http" };
-    let failed = |error: &dyn std::fmt::Display| format!("Get \"{scheme}://{}{path}\": {error}", request.address);
+    let failed =
+        |error: &dyn std::fmt::Display| format!("Get \"{scheme}://{}{path}\": {error}", request.address);
     let tcp = TcpStream::connect(&request.address)
         .await
         .map_err(|e| failed(&format!("dial tcp {}: {e}", request.address)))?;
@@ -70,9 +71,11 @@ where
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
     let mut builder = ::http::Request::get(path).header("connection", "close");
     let has = |name: &str| request.headers.iter().any(|(n, _)| n.eq_ignore_ascii_case(name));
-    for (name, value, missing) in
-        [("host", request.address.as_str(), !has("host")), ("user-agent", "kube-probe/1.36", !has("user-agent")), ("accept", "*/*", !has("accept"))]
-    {
+    for (name, value, missing) in [
+        ("host", request.address.as_str(), !has("host")),
+        ("user-agent", "kube-probe/1.36", !has("user-agent")),
+        ("accept", "*/*", !has("accept")),
+    ] {
         if missing {
             builder = builder.header(name, value);
         }
@@ -100,7 +103,8 @@ fn connector() -> TlsConnector {
     static CONFIG: OnceLock<Arc<ClientConfig>> = OnceLock::new();
     let config = CONFIG.get_or_init(|| {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider.clone()).with_protocol_versions(rustls::DEFAULT_VERSIONS);
+        let builder = ClientConfig::builder_with_provider(provider.clone())
+            .with_protocol_versions(rustls::DEFAULT_VERSIONS);
         let builder = match builder {
             Ok(builder) => builder,
             // The provider has the default versions; without TLS 1.3 there is still TLS 1.2.
@@ -173,7 +177,8 @@ mod tests {
     }
 
     async fn check(answers: &'static [&'static str], expected: Result<(), &str>) {
-        let request = Request { address: server(answers).await, tls: false, path: "x".into(), headers: Vec::new() };
+        let request =
+            Request { address: server(answers).await, tls: false, path: "x".into(), headers: Vec::new() };
         let got = get(&request).await;
         match expected {
             Ok(()) => assert_eq!(got, Ok(()), "{answers:?}"),
@@ -184,12 +189,14 @@ mod tests {
     #[tokio::test]
     async fn answers() {
         check(&["HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"], Ok(())).await;
-        check(&["HTTP/1.1 302 Found\r\nlocation: /y\r\n\r\n", "HTTP/1.1 204 No Content\r\n\r\n"], Ok(())).await;
+        check(&["HTTP/1.1 302 Found\r\nlocation: /y\r\n\r\n", "HTTP/1.1 204 No Content\r\n\r\n"], Ok(()))
+            .await;
         check(&["HTTP/1.1 302 Found\r\nlocation: http://elsewhere/\r\n\r\n"], Ok(())).await;
         check(&["HTTP/1.1 503 No\r\n\r\n"], Err("statuscode: 503")).await;
         check(&["garbage\r\n\r\n"], Err("Get \"http://")).await;
         let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-        let request = Request { address: closed.to_string(), tls: false, path: "/".into(), headers: Vec::new() };
+        let request =
+            Request { address: closed.to_string(), tls: false, path: "/".into(), headers: Vec::new() };
         assert!(get(&request).await.unwrap_err().contains("refused"));
     }
 }

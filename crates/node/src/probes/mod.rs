@@ -31,16 +31,25 @@ pub(crate) async fn run(context: &Arc<PodContext>, name: &str, kind: ProbeKind) 
         ProbeKind::Readiness => &container.readiness_probe,
     };
     let Some(probe) = probe else {
-        return ProbeOutcome::Unknown(format!("container {name} has no {} probe", kind.title().to_lowercase()));
+        return ProbeOutcome::Unknown(format!(
+            "container {name} has no {} probe",
+            kind.title().to_lowercase()
+        ));
     };
-    let limit = Duration::from_secs(probe.timeout_seconds.and_then(|s| u64::try_from(s).ok()).unwrap_or(1).max(1));
+    let limit =
+        Duration::from_secs(probe.timeout_seconds.and_then(|s| u64::try_from(s).ok()).unwrap_or(1).max(1));
     match tokio::time::timeout(limit, probe_once(context, container, probe, limit)).await {
         Ok(outcome) => outcome,
         Err(_) => ProbeOutcome::Failure(format!("command timed out after {} s", limit.as_secs())),
     }
 }
 
-async fn probe_once(context: &PodContext, container: &Container, probe: &Probe, limit: Duration) -> ProbeOutcome {
+async fn probe_once(
+    context: &PodContext,
+    container: &Container,
+    probe: &Probe,
+    limit: Duration,
+) -> ProbeOutcome {
     if let Some(action) = &probe.exec {
         return match exec(context, &container.name, action, limit).await {
             Ok((0, _)) => ProbeOutcome::Success,
@@ -144,7 +153,9 @@ async fn exec(
                 let room = MAX_OUTPUT.saturating_sub(output.len());
                 output.extend_from_slice(&bytes[..bytes.len().min(room)]);
             }
-            Output::Exit(Exit::Code(code)) => return Ok((code, String::from_utf8_lossy(&output).into_owned())),
+            Output::Exit(Exit::Code(code)) => {
+                return Ok((code, String::from_utf8_lossy(&output).into_owned()));
+            }
             Output::Exit(Exit::Failed(status)) => return Err(status.message),
         }
     }
@@ -178,7 +189,8 @@ fn target(
             number.ok_or_else(|| format!("couldn't find port: {name} in container {}", container.name))?
         }
     };
-    let port = u16::try_from(port).ok().filter(|p| *p > 0).ok_or_else(|| format!("invalid port number: {port}"))?;
+    let port =
+        u16::try_from(port).ok().filter(|p| *p > 0).ok_or_else(|| format!("invalid port number: {port}"))?;
     let own = context.live().ips.first().cloned();
     match host.filter(|h| !h.is_empty()).map(str::to_owned).or(own) {
         Some(host) => Ok(format!("{host}:{port}")),

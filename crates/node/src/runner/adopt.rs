@@ -125,7 +125,11 @@ fn remove_stale_logs(shared: &Shared, pods: &[Arc<Pod>]) {
     let text = |value: &Option<String>| value.clone().unwrap_or_default();
     let log_dir = |pod: &Arc<Pod>| {
         let meta = &pod.metadata;
-        shared.dirs.pod(&text(&meta.namespace), &text(&meta.name), &text(&meta.uid)).map(|dirs| dirs.logs).ok()
+        shared
+            .dirs
+            .pod(&text(&meta.namespace), &text(&meta.name), &text(&meta.uid))
+            .map(|dirs| dirs.logs)
+            .ok()
     };
     let known: HashSet<_> = pods.iter().filter_map(log_dir).collect();
     for entry in std::fs::read_dir(shared.dirs.logs()).into_iter().flatten().filter_map(Result::ok) {

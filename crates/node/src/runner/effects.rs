@@ -23,7 +23,9 @@ pub(super) fn start(context: &Arc<PodContext>, effect: Effect) {
     let context = context.clone();
     match effect {
         Effect::PublishStatus(status) => context.status.publish(*status),
-        Effect::RecordEvent { container, kind, reason, message } => record(&context, container, kind, reason, &message),
+        Effect::RecordEvent { container, kind, reason, message } => {
+            record(&context, container, kind, reason, &message)
+        }
         // All of these end by themselves and report to the pod's task; with the process they just stop.
         Effect::PrepareVolumes => drop(tokio::spawn(prepare_volumes(context))),
         Effect::EnsureImage { container } => drop(tokio::spawn(ensure_image(context, container))),
@@ -32,7 +34,9 @@ pub(super) fn start(context: &Arc<PodContext>, effect: Effect) {
         Effect::StartContainer { container, attempt } => {
             drop(tokio::spawn(start_container(context, container, attempt)));
         }
-        Effect::Signal { container, attempt, kill } => drop(tokio::spawn(signal(context, container, attempt, kill))),
+        Effect::Signal { container, attempt, kill } => {
+            drop(tokio::spawn(signal(context, container, attempt, kill)))
+        }
         Effect::RunProbe { container, attempt, probe } => drop(tokio::spawn(async move {
             let outcome = probes::run(&context, &container, probe).await;
             context.report(Event::ProbeResult { container, attempt, probe, outcome });
@@ -93,9 +97,11 @@ async fn ensure_image(context: Arc<PodContext>, name: String) {
         Ok(Err(error)) => {
             Event::ImageFailed { container: name, reason: error.reason.to_owned(), message: error.message }
         }
-        Err(error) => {
-            Event::ImageFailed { container: name, reason: "ErrImagePull".to_owned(), message: error.to_string() }
-        }
+        Err(error) => Event::ImageFailed {
+            container: name,
+            reason: "ErrImagePull".to_owned(),
+            message: error.to_string(),
+        },
     };
     context.report(event);
 }
@@ -136,8 +142,11 @@ pub(super) async fn confirm_deleted(context: &Arc<PodContext>) {
         tracing::warn!(uid = context.uid, error, "files of a pod are left; the next start removes them");
     }
     let (namespace, name) = cumulet_cluster::informer::key(&*context.pod());
-    let options =
-        DeleteOptions { grace_period_seconds: Some(0), uid: Some(context.uid.clone()), ..DeleteOptions::default() };
+    let options = DeleteOptions {
+        grace_period_seconds: Some(0),
+        uid: Some(context.uid.clone()),
+        ..DeleteOptions::default()
+    };
     let mut pause = RETRY_FIRST;
     loop {
         match context.shared.pods.delete(&namespace, &name, &options).await {

@@ -194,7 +194,10 @@ impl Runner {
             let follow = async {
                 while let Some(change) = changes.next().await {
                     if change.is_ok_and(|c| c.name.is_some_and(|name| name == "refs.json")) {
-                        runner.handles().values().for_each(|handle| handle.context.report(Event::ImagesChanged));
+                        runner
+                            .handles()
+                            .values()
+                            .for_each(|handle| handle.context.report(Event::ImagesChanged));
                     }
                 }
             };

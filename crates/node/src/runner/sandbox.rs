@@ -32,7 +32,8 @@ fn kind(pod: &Pod) -> Kind {
 pub(super) async fn create(context: Arc<PodContext>) {
     let pod = context.pod();
     if let Kind::Unsupported(class) = kind(&pod) {
-        let message = format!("RuntimeClass \"{class}\" cannot be run by this version: it has container pods only");
+        let message =
+            format!("RuntimeClass \"{class}\" cannot be run by this version: it has container pods only");
         return context.report(Event::SandboxFailed { message, permanent: true });
     }
     match make(&context, &pod).await {
@@ -70,7 +71,8 @@ async fn make(context: &Arc<PodContext>, pod: &Arc<Pod>) -> Result<Vec<String>, 
         volumes::mount_memory(&of, &files.dirs)
     })
     .await?;
-    let supervisor = Supervisor::spawn(&shared.config.exe, &context.dirs.root, &spec).await.map_err(|e| e.message)?;
+    let supervisor =
+        Supervisor::spawn(&shared.config.exe, &context.dirs.root, &spec).await.map_err(|e| e.message)?;
     let supervisor = Arc::new(supervisor);
     context.live().supervisor = Some(supervisor.clone());
     if let Some(address) = address {
@@ -102,7 +104,11 @@ fn sandbox_spec(context: &PodContext, pod: &Pod, hostname: String) -> SandboxSpe
 }
 
 /// Puts the pod on the network: the host's side here, the pod's side in the supervisor.
-async fn connect(context: &Arc<PodContext>, supervisor: &Supervisor, address: Ipv4Addr) -> Result<(), String> {
+async fn connect(
+    context: &Arc<PodContext>,
+    supervisor: &Supervisor,
+    address: Ipv4Addr,
+) -> Result<(), String> {
     let network = context.shared.network.clone();
     let pid = u32::try_from(supervisor.pid()).map_err(|e| e.to_string())?;
     let side = blocking(move || network.attach(Netns::Pid(pid), address).map_err(|e| e.to_string())).await?;
@@ -116,7 +122,11 @@ async fn connect(context: &Arc<PodContext>, supervisor: &Supervisor, address: Ip
 }
 
 /// Turns what the supervisor tells into events for the pod's task, until the supervisor is gone.
-pub(super) fn pump(context: &Arc<PodContext>, supervisor: Arc<Supervisor>, mut events: mpsc::Receiver<proto::Event>) {
+pub(super) fn pump(
+    context: &Arc<PodContext>,
+    supervisor: Arc<Supervisor>,
+    mut events: mpsc::Receiver<proto::Event>,
+) {
     let context = context.clone();
     // Ends with the supervisor's connection, which ends with this process at the latest.
     tokio::spawn(async move {

@@ -39,7 +39,8 @@ pub(super) async fn start_container(context: Arc<PodContext>, name: String, atte
 async fn order(context: &Arc<PodContext>, name: &str, attempt: u32) -> Result<ContainerStart, Refusal> {
     let config_error = |message: String| ("CreateContainerConfigError".to_owned(), message);
     let pod = context.pod();
-    let container = container(&pod, name).ok_or_else(|| config_error(format!("the pod has no container {name}")))?;
+    let container =
+        container(&pod, name).ok_or_else(|| config_error(format!("the pod has no container {name}")))?;
     let (image, prepared) = {
         let live = context.live();
         (live.images.get(name).cloned(), live.prepared.clone())
@@ -59,9 +60,10 @@ async fn order(context: &Arc<PodContext>, name: &str, attempt: u32) -> Result<Co
         Some(prepared) => prepared,
         None => volumes::prepare(&pod, &context.dirs, &facts, &objects).map_err(config_error)?,
     };
-    let environment =
-        env::build(&pod, container, &image.env, &facts, &objects).map_err(|error| config_error(error.to_string()))?;
-    let mounts = volumes::mounts(&pod, container, &prepared, &context.dirs, &environment).map_err(config_error)?;
+    let environment = env::build(&pod, container, &image.env, &facts, &objects)
+        .map_err(|error| config_error(error.to_string()))?;
+    let mounts =
+        volumes::mounts(&pod, container, &prepared, &context.dirs, &environment).map_err(config_error)?;
     let spec = container_spec(Parts {
         pod: &pod,
         container,

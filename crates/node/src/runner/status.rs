@@ -24,7 +24,8 @@ impl StatusWriter {
     pub(crate) fn new(pods: Api<Pod>, namespace: &str, name: &str, uid: &str) -> Self {
         let (wanted, queue) = watch::channel((0, None));
         let (done, written) = watch::channel(0);
-        let target = Target { pods, namespace: namespace.to_owned(), name: name.to_owned(), uid: uid.to_owned() };
+        let target =
+            Target { pods, namespace: namespace.to_owned(), name: name.to_owned(), uid: uid.to_owned() };
         // Ends when the pod's context is dropped.
         tokio::spawn(write_all(target, queue, done));
         Self { wanted, written }

@@ -137,7 +137,8 @@ pub(super) async fn run(
 ) {
     let pod = context.pod();
     let hosts = context.shared.config.host_ips.iter().map(ToString::to_string).collect();
-    let mut life = PodLife::new(PodDigest::of(&pod), hosts, pod.status.as_ref(), found.found, Timestamp::now());
+    let mut life =
+        PodLife::new(PodDigest::of(&pod), hosts, pod.status.as_ref(), found.found, Timestamp::now());
     if let (Some(supervisor), Some(events)) = (found.supervisor, found.events) {
         sandbox::pump(&context, supervisor, events);
     }

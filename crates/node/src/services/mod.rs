@@ -92,8 +92,10 @@ impl ServiceRouter {
         let server = DnsServer::bind(address, zone.clone(), upstreams).await?;
         // Ends with the shutdown token.
         tokio::spawn(server.serve(shutdown.clone()));
-        let of_this_node =
-            ListOptions { field_selector: Some(format!("spec.nodeName={}", config.node_name)), ..ListOptions::default() };
+        let of_this_node = ListOptions {
+            field_selector: Some(format!("spec.nodeName={}", config.node_name)),
+            ..ListOptions::default()
+        };
         let informers = Informers {
             services: Informer::spawn(cluster.clone(), ListOptions::default(), shutdown.clone()),
             slices: Informer::spawn(cluster.clone(), ListOptions::default(), shutdown.clone()),
@@ -201,7 +203,11 @@ impl Router {
             }
         }
         self.applied = Some(ruleset);
-        tracing::debug!(services = services.len(), us = start.elapsed().as_micros(), "rules and names applied");
+        tracing::debug!(
+            services = services.len(),
+            us = start.elapsed().as_micros(),
+            "rules and names applied"
+        );
         if knows_api {
             self.done.send_replace(true);
         }

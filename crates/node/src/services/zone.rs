@@ -9,7 +9,11 @@ use ipnet::Ipv4Net;
 pub(super) fn zone(observed: &Observed<'_>, config: &ServiceRouterConfig, serial: u32) -> Zone {
     let origins = vec![config.domain.clone(), reverse(config.pod_cidr), reverse(config.service_cidr)];
     let all = records(observed, &config.domain);
-    Zone::new(origins, all.into_iter().map(|(name, data)| (name, data.into_iter().map(convert).collect())), serial)
+    Zone::new(
+        origins,
+        all.into_iter().map(|(name, data)| (name, data.into_iter().map(convert).collect())),
+        serial,
+    )
 }
 
 fn convert(data: DnsData) -> Data {
@@ -36,7 +40,11 @@ mod tests {
 
     #[test]
     fn reverse_zones() {
-        for (cidr, zone) in [("10.86.0.0/16", "86.10.in-addr.arpa"), ("10.1.2.0/24", "2.1.10.in-addr.arpa"), ("10.16.0.0/12", "10.in-addr.arpa")] {
+        for (cidr, zone) in [
+            ("10.86.0.0/16", "86.10.in-addr.arpa"),
+            ("10.1.2.0/24", "2.1.10.in-addr.arpa"),
+            ("10.16.0.0/12", "10.in-addr.arpa"),
+        ] {
             assert_eq!(reverse(cidr.parse().unwrap()), zone);
         }
     }

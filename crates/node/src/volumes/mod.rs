@@ -72,9 +72,11 @@ fn prepare_one(
         let payload = payload::payload(volume, pod, facts, objects)?;
         atomic::write(&dir, &payload, group).map_err(|e| format!("cannot write the files: {e}"))?;
     } else {
-        return Err("this version has no volumes of this kind; it has emptyDir, hostPath, configMap, secret, \
+        return Err(
+            "this version has no volumes of this kind; it has emptyDir, hostPath, configMap, secret, \
                     downwardAPI and projected"
-            .to_owned());
+                .to_owned(),
+        );
     }
     Ok(dir)
 }
@@ -95,12 +97,18 @@ pub(crate) fn mount_memory(pod: &Pod, dirs: &PodDirs) -> Result<(), String> {
 }
 
 /// Writes the changed objects into the volumes that show them. Errors leave the old content.
-pub(crate) fn refresh(pod: &Pod, dirs: &PodDirs, facts: &PodFacts, objects: &dyn Objects) -> Result<(), String> {
+pub(crate) fn refresh(
+    pod: &Pod,
+    dirs: &PodDirs,
+    facts: &PodFacts,
+    objects: &dyn Objects,
+) -> Result<(), String> {
     let spec = pod.spec.as_ref();
     let group = spec.and_then(|s| s.security_context.as_ref()).and_then(|s| s.fs_group).map(id);
     for volume in spec.and_then(|s| s.volumes.as_ref()).into_iter().flatten() {
         if payload::is_payload(volume) {
-            prepare_one(volume, pod, dirs, facts, objects, group).map_err(|e| format!("{}: {e}", volume.name))?;
+            prepare_one(volume, pod, dirs, facts, objects, group)
+                .map_err(|e| format!("{}: {e}", volume.name))?;
         }
     }
     Ok(())
@@ -113,7 +121,8 @@ fn empty_dir(dir: &Path, source: &EmptyDirVolumeSource, group: Option<u32>) -> i
     DirBuilder::new().recursive(true).mode(0o777).create(dir)?;
     if source.medium.as_deref() == Some("Memory") {
         let limit = source.size_limit.as_ref().and_then(|q| Quantity::parse(&q.0).ok());
-        let size = limit.filter(|q| q.sign() > 0).map_or_else(String::new, |q| format!(",size={}", q.units()));
+        let size =
+            limit.filter(|q| q.sign() > 0).map_or_else(String::new, |q| format!(",size={}", q.units()));
         let options = format!("mode=0777{size}");
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
         mount(Some("tmpfs"), dir, Some("tmpfs"), flags, Some(options.as_str()))?;
@@ -174,7 +183,7 @@ pub(crate) fn mounts(
     for name in ["hosts", "hostname", "resolv.conf"] {
         let destination = format!("/etc/{name}");
         let host_network = pod.spec.as_ref().and_then(|s| s.host_network) == Some(true);
-        if !taken(&destination) && !(host_network && name == "hostname") {
+        if !(taken(&destination) || host_network && name == "hostname") {
             mounts.push(bind(dirs.etc().join(name), destination, false));
         }
     }
@@ -191,8 +200,14 @@ fn bind(source: PathBuf, destination: String, read_only: bool) -> Mount {
     Mount { source: MountSource::Bind(source), destination, read_only, propagation: Propagation::Private }
 }
 
-fn volume_mount(one: &VolumeMount, pod: &Pod, prepared: &Prepared, env: &Environment) -> Result<Mount, String> {
-    let volume = prepared.paths.get(&one.name).ok_or_else(|| format!("volume \"{}\" is not prepared", one.name))?;
+fn volume_mount(
+    one: &VolumeMount,
+    pod: &Pod,
+    prepared: &Prepared,
+    env: &Environment,
+) -> Result<Mount, String> {
+    let volume =
+        prepared.paths.get(&one.name).ok_or_else(|| format!("volume \"{}\" is not prepared", one.name))?;
     let sub = match (&one.sub_path, &one.sub_path_expr) {
         (_, Some(expr)) if !expr.is_empty() => Some(env.expand(expr)),
         (Some(path), _) if !path.is_empty() => Some(path.clone()),
@@ -264,7 +279,10 @@ mod tests {
         for (volume, text) in [
             (json!({"name": "v", "configMap": {"name": "no"}}), "configmap \"no\" not found"),
             (json!({"name": "v", "persistentVolumeClaim": {"claimName": "c"}}), "no volumes of this kind"),
-            (json!({"name": "v", "hostPath": {"path": "/etc/passwd", "type": "Directory"}}), "is not a directory"),
+            (
+                json!({"name": "v", "hostPath": {"path": "/etc/passwd", "type": "Directory"}}),
+                "is not a directory",
+            ),
         ] {
             let pod = pod(json!({"containers": [], "volumes": [volume]}));
             let error = prepare(&pod, &dirs, &PodFacts::default(), &ObjectSet::default()).unwrap_err();

@@ -3,7 +3,8 @@
 use crate::env::{Objects, PodFacts};
 use crate::fields;
 use k8s_openapi::api::core::v1::{
-    ConfigMapVolumeSource, DownwardAPIVolumeFile, KeyToPath, Pod, ProjectedVolumeSource, SecretVolumeSource, Volume,
+    ConfigMapVolumeSource, DownwardAPIVolumeFile, KeyToPath, Pod, ProjectedVolumeSource, SecretVolumeSource,
+    Volume,
 };
 use std::collections::BTreeMap;
 
@@ -121,10 +122,13 @@ fn downward(
         } else if let Some(resource) = &item.resource_field_ref {
             let name = resource.container_name.as_deref().unwrap_or_default();
             let spec = pod.spec.as_ref();
-            let mut all = spec.into_iter().flat_map(|s| s.containers.iter().chain(s.init_containers.iter().flatten()));
-            let container = all.find(|c| c.name == name).ok_or_else(|| format!("container {name} not found"))?;
+            let mut all =
+                spec.into_iter().flat_map(|s| s.containers.iter().chain(s.init_containers.iter().flatten()));
+            let container =
+                all.find(|c| c.name == name).ok_or_else(|| format!("container {name} not found"))?;
             let divisor = resource.divisor.as_ref().map(|q| q.0.as_str());
-            fields::resource(pod, container, facts, (&resource.resource, divisor)).map_err(|e| e.to_string())?
+            fields::resource(pod, container, facts, (&resource.resource, divisor))
+                .map_err(|e| e.to_string())?
         } else {
             String::new()
         };
@@ -169,7 +173,9 @@ fn projected(
             return Err("service account tokens are not issued by this version".to_owned());
         }
         if one.cluster_trust_bundle.is_some() || one.pod_certificate.is_some() {
-            return Err("clusterTrustBundle and podCertificate sources are not supported by this version".to_owned());
+            return Err(
+                "clusterTrustBundle and podCertificate sources are not supported by this version".to_owned()
+            );
         }
     }
     Ok(payload)
@@ -190,7 +196,8 @@ mod tests {
             secrets: [("s".to_owned(), Arc::new(serde_json::from_value(secret).unwrap()))].into(),
             services: vec![],
         };
-        let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "w", "labels": {"k": "v"}}})).unwrap();
+        let pod: Pod =
+            serde_json::from_value(json!({"metadata": {"name": "w", "labels": {"k": "v"}}})).unwrap();
         let volume: Volume = serde_json::from_value(volume).unwrap();
         let payload = payload(&volume, &pod, &PodFacts::default(), &objects)?;
         Ok(payload.into_iter().map(|(p, f)| (p, String::from_utf8(f.bytes).unwrap(), f.mode)).collect())

@@ -15,7 +15,10 @@ use std::path::{Component, Path, PathBuf};
 pub(crate) fn resolve(volume: &Path, sub: &str) -> io::Result<PathBuf> {
     let plain = |c: Component<'_>| matches!(c, Component::Normal(_) | Component::CurDir);
     if !Path::new(sub).components().all(plain) {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("subPath {sub:?} leaves its volume")));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("subPath {sub:?} leaves its volume"),
+        ));
     }
     let root: OwnedFd = File::open(volume)?.into();
     let found = match open(&root, Path::new(sub)) {

@@ -32,7 +32,7 @@ fn three_replicas_behind_one_address() -> anyhow::Result<()> {
     // The Service by name and by address, from inside a pod, a pod's own Service included.
     for _ in 0..6 {
         let url = "http://hello.default.svc.cluster.local/";
-        let body = cloud.kubectl(&["exec", "deploy/hello", "--", "wget", "-q", "-T", "5", "-O", "-", url])?;
+        let body = cloud.kubectl(&["exec", "deploy/hello", "--", "wget", "-q", "-O", "-", url])?;
         assert!(body.starts_with("Hello, cloud, from hello-"), "{body}");
     }
     let cluster_ip = cloud.field("service/hello", ".spec.clusterIP")?;
