@@ -66,6 +66,8 @@ pub(crate) struct Size {
     pub(crate) replicas: i32,
     /// As the status says. May be more than `replicas`: the status is behind the spec after scaling down.
     pub(crate) available: i32,
+    /// The status was written with the present spec in view.
+    pub(crate) observed: bool,
     /// Seconds since the epoch.
     pub(crate) created: i64,
     /// The most replicas that the whole deployment could have when this one was last scaled.
@@ -83,6 +85,7 @@ impl Size {
             name: name(&rs.metadata).to_owned(),
             replicas: rs.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1),
             available: rs.status.as_ref().and_then(|s| s.available_replicas).unwrap_or(0),
+            observed: rs.status.as_ref().and_then(|s| s.observed_generation) >= rs.metadata.generation,
             created: rs.metadata.creation_timestamp.as_ref().map_or(0, |t| t.0.as_second()),
             max_replicas: max_replicas_annotation(&rs.metadata),
         }
@@ -106,8 +109,12 @@ pub(crate) fn new_size(goal: &Goal, current: i32, total: i32) -> i32 {
 }
 
 /// How far the old ReplicaSets shrink in one step of a rolling update. Unhealthy replicas go first: they cost
-/// nothing.
+/// nothing. While a status is older than its spec nothing shrinks: a set that was scaled down and up again would
+/// count as available what it is about to delete. The status comes within milliseconds.
 pub(crate) fn shrink_old(goal: &Goal, new: &Size, old: &[Size]) -> Vec<Resize> {
+    if !new.observed || old.iter().any(|s| !s.observed) {
+        return Vec::new();
+    }
     let total = new.replicas + old.iter().map(|s| s.replicas).sum::<i32>();
     let mut budget = total - goal.floor() - (new.replicas - new.available).max(0);
     if budget <= 0 {
@@ -180,7 +187,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn size(name: &str, replicas: i32, available: i32) -> Size {
-        Size { name: name.into(), replicas, available, created: 0, max_replicas: None }
+        Size { name: name.into(), replicas, available, observed: true, created: 0, max_replicas: None }
     }
 
     fn rolling(replicas: i32, surge: i32, unavailable: i32) -> Goal {

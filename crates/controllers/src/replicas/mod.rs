@@ -304,7 +304,12 @@ impl<K: ReplicaOwner> Reconciler for Replicas<K> {
         }
         let min_ready = Duration::from_secs(u64::try_from(owner.min_ready_seconds()).unwrap_or(0));
         let template_labels = owner.template().and_then(|t| t.metadata.as_ref()?.labels.as_ref());
-        let (counts, next) = plan::counts(&claims.owned, template_labels, min_ready, Timestamp::now());
+        // Pods that were told to go do not count, even while the cache still shows them as living: a rollout builds
+        // on these numbers.
+        let outstanding = self.expectations.outstanding(uid(owner_meta));
+        let mut staying = claims.owned;
+        staying.retain(|pod| !outstanding.as_ref().is_some_and(|o| o.deletes.contains(uid(&pod.metadata))));
+        let (counts, next) = plan::counts(&staying, template_labels, min_ready, Timestamp::now());
         let failed = failure.clone();
         let status = ReplicaStatus { counts, observed_generation: owner_meta.generation, failure };
         self.write_status(&owner, status).await?;
