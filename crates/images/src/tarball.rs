@@ -200,11 +200,18 @@ impl<R: Read> TarReader<R> {
         };
         self.left = if kind == Kind::File { extension.size.unwrap_or(self.left) } else { self.left };
         self.padding = padding(self.left);
-        let number = |own: Option<u64>, header: std::io::Result<u64>| own.or(header.ok());
-        let mtime = extension.mtime.or_else(|| Some((i64::try_from(header.mtime().ok()?).ok()?, 0)));
-        let (Ok(mode), Some(uid), Some(gid), Some(mtime)) =
-            (header.mode(), number(extension.uid, header.uid()), number(extension.gid, header.gid()), mtime)
-        else {
+        let old = header.as_old();
+        let number = |own: Option<u64>, field: &[u8; 8], parsed: std::io::Result<u64>| {
+            own.or_else(|| if is_blank(field) { Some(0) } else { parsed.ok() })
+        };
+        let dated = || if is_blank(&old.mtime) { Some(0) } else { i64::try_from(header.mtime().ok()?).ok() };
+        let mtime = extension.mtime.or_else(|| Some((dated()?, 0)));
+        let (Ok(mode), Some(uid), Some(gid), Some(mtime)) = (
+            header.mode(),
+            number(extension.uid, &old.uid, header.uid()),
+            number(extension.gid, &old.gid, header.gid()),
+            mtime,
+        ) else {
             return Err(self.broken("its header has a malformed number"));
         };
         let link = extension.link.or_else(|| header.link_name_bytes().map(|name| name.into_owned()));
@@ -229,6 +236,11 @@ impl<R: Read> Read for TarReader<R> {
         self.left -= n as u64;
         Ok(n)
     }
+}
+
+/// Some writers leave numbers that are zero empty.
+fn is_blank(field: &[u8]) -> bool {
+    field.iter().all(|byte| matches!(byte, 0 | b' '))
 }
 
 /// Bytes that fill the last block of an entry.
