@@ -19,7 +19,17 @@ pub(crate) fn run(filter: &[String]) -> anyhow::Result<()> {
     timed("build", || shell::run("cargo", &["build", "--workspace", "--all-targets", "--quiet"]))?;
     let before = leftovers()?;
     timed("tests", || {
-        let args = ["test", "--workspace", "--lib", "--bins", "--tests", "--", "--test-threads", "2"];
+        let args = [
+            "test",
+            "--workspace",
+            "--lib",
+            "--bins",
+            "--tests",
+            "--no-fail-fast",
+            "--",
+            "--test-threads",
+            "2",
+        ];
         run_command(with_environment(&mut command("cargo")).args(args).args(filter))
     })?;
     if filter.is_empty() {

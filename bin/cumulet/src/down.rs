@@ -7,12 +7,11 @@ use crate::ranges;
 use anyhow::{Context, bail};
 use cumulet_cli::StateDir;
 use cumulet_cli::args::Down;
+use cumulet_cli::state_dir::wait_for_end;
 use cumulet_net::Network;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 /// How long the main process may take to end after SIGTERM before it is killed.
@@ -36,6 +35,7 @@ pub(crate) fn run(state: &StateDir, options: &Down) -> anyhow::Result<()> {
     let seed = ranges::seed(state);
     let table = Network::table_of(&seed).context("cannot name the network's table")?;
     cumulet_net::nft::remove_table(&table).context("cannot remove the Services' rules")?;
+    let _machine = ranges::lock_machine()?;
     Network::destroy(&seed, &ranges::network_record(state)).context("cannot remove the network")?;
     for name in RUNTIME_FILES {
         remove(&state.path().join(name))?;
@@ -65,35 +65,14 @@ fn remove(path: &std::path::Path) -> anyhow::Result<()> {
 }
 
 fn end_main_process(pid: i32) -> anyhow::Result<()> {
-    let handle = pidfd(pid)?;
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
         match kill(Pid::from_raw(pid), signal) {
             Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
             Err(errno) => return Err(errno).with_context(|| format!("cannot end process {pid}")),
         }
-        let Some(handle) = &handle else { return Ok(()) };
-        // A pidfd becomes readable when the process has ended.
-        let mut fds = [PollFd::new(handle.as_fd(), PollFlags::POLLIN)];
-        if poll(&mut fds, PollTimeout::from(MAIN_ENDS_WITHIN_MS)).context("poll")? > 0 {
+        if wait_for_end(pid, MAIN_ENDS_WITHIN_MS)? {
             return Ok(());
         }
     }
     bail!("process {pid} does not end")
-}
-
-/// A descriptor of a process; `None` when it has ended already.
-fn pidfd(pid: i32) -> anyhow::Result<Option<OwnedFd>> {
-    // SAFETY: pidfd_open takes two integers and returns a new descriptor or an error.
-    // JUSTIFICATION: neither the standard library nor nix offers the call.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    if let Ok(fd) = i32::try_from(fd)
-        && fd >= 0
-    {
-        // SAFETY: the descriptor was just made and belongs to nobody else.
-        return Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) }));
-    }
-    match std::io::Error::last_os_error() {
-        error if error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
-        error => Err(error).with_context(|| format!("cannot watch process {pid}")),
-    }
 }

@@ -21,8 +21,8 @@ const FIRST_SERVICE_OCTET: u8 = 97;
 const PAIRS: u8 = 11;
 /// The cluster DNS has this address within the Service range, as in most clusters.
 const DNS_HOST: u32 = 10;
-/// Held while ranges are chosen, so that two clouds that start at once do not choose the same.
-const CHOICE_LOCK: &str = "/run/cumulet-ranges.lock";
+/// One lock for all clouds of the machine.
+const MACHINE_LOCK: &str = "/run/cumulet.lock";
 
 /// The address ranges of a cloud.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,12 +59,18 @@ pub(crate) fn network_record(state: &StateDir) -> PathBuf {
     state.path().join("network.json")
 }
 
+/// Waits for the right to change what all clouds of this machine share: address ranges, forwarding. Held while a
+/// network is opened or destroyed, so that one cloud's end does not undo what another one's start relies on.
+pub(crate) fn lock_machine() -> anyhow::Result<Flock<File>> {
+    let lock = File::create(MACHINE_LOCK).with_context(|| format!("cannot create {MACHINE_LOCK}"))?;
+    Flock::lock(lock, FlockArg::LockExclusive)
+        .map_err(|(_, errno)| errno)
+        .with_context(|| format!("cannot lock {MACHINE_LOCK}"))
+}
+
 /// Opens the network with the ranges asked for, those of the last time, or the first free ones.
 pub(crate) fn open_network(state: &StateDir, options: &Up) -> anyhow::Result<(Network, Ranges)> {
-    let lock = File::create(CHOICE_LOCK).with_context(|| format!("cannot create {CHOICE_LOCK}"))?;
-    let _lock = Flock::lock(lock, FlockArg::LockExclusive)
-        .map_err(|(_, errno)| errno)
-        .with_context(|| format!("cannot lock {CHOICE_LOCK}"))?;
+    let _lock = lock_machine()?;
     let file = state.path().join("ranges.json");
     let last = match fs::read(&file) {
         Ok(bytes) => Some(serde_json::from_slice::<Ranges>(&bytes).with_context(|| {

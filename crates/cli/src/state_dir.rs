@@ -5,8 +5,10 @@
 
 use anyhow::{Context, bail};
 use nix::fcntl::{Flock, FlockArg};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::fs::{self, File, OpenOptions};
 use std::io::Read;
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -87,6 +89,12 @@ impl StateDir {
             Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
                 let mut pid = String::new();
                 let _ = file.read_to_string(&mut pid);
+                if let Ok(dying) = pid.trim().parse()
+                    && is_dying(dying)
+                    && wait_for_end(dying, DYING_ENDS_WITHIN_MS)?
+                {
+                    return self.lock();
+                }
                 bail!(
                     "a cloud already runs on {} (process {}): use it, stop it with `cumulet down`, or give another \
                      --state-dir",
@@ -106,10 +114,48 @@ impl StateDir {
         file.read_to_string(&mut pid).with_context(|| format!("cannot read {}", path.display()))?;
         match Flock::lock(file, FlockArg::LockSharedNonblock) {
             Ok(_free) => Ok(None),
-            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(pid.trim().parse().ok()),
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
+                let holder = pid.trim().parse().ok();
+                match holder {
+                    Some(dying) if is_dying(dying) && wait_for_end(dying, DYING_ENDS_WITHIN_MS)? => Ok(None),
+                    holder => Ok(holder),
+                }
+            }
             Err((_, error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
         }
     }
+}
+
+/// A killed process holds its lock until its last thread is gone; that takes no longer than this.
+const DYING_ENDS_WITHIN_MS: u16 = 10_000;
+
+/// True when the process is gone, or its first thread is and the others are about to be.
+fn is_dying(pid: i32) -> bool {
+    match fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Ok(stat) => stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with(['Z', 'X'])),
+        Err(_) => true,
+    }
+}
+
+/// Waits until a process has ended, with all its threads. False when it has not within the time.
+///
+/// # Errors
+/// The kernel's refusal to watch the process.
+pub fn wait_for_end(pid: i32, within_ms: u16) -> anyhow::Result<bool> {
+    // SAFETY: pidfd_open takes two integers and returns a new descriptor or an error.
+    // JUSTIFICATION: neither the standard library nor nix offers the call.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let Some(fd) = i32::try_from(fd).ok().filter(|fd| *fd >= 0) else {
+        return match std::io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::ESRCH) => Ok(true),
+            error => Err(error).with_context(|| format!("cannot watch process {pid}")),
+        };
+    };
+    // SAFETY: the descriptor was just made and belongs to nobody else.
+    let handle = unsafe { OwnedFd::from_raw_fd(fd) };
+    // A pidfd becomes readable when the process has ended.
+    let mut fds = [PollFd::new(handle.as_fd(), PollFlags::POLLIN)];
+    Ok(poll(&mut fds, PollTimeout::from(within_ms)).context("poll")? > 0)
 }
 
 #[cfg(test)]

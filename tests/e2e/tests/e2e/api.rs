@@ -67,7 +67,7 @@ fn mistakes_get_kubernetes_words() -> anyhow::Result<()> {
     cloud.kubectl_with(&["apply", "-f", "-"], service)?;
     let patch = r#"{"spec":{"clusterIP":"10.255.255.1"}}"#;
     let said = cloud.kubectl_fails(&["patch", "service", "s", "-p", patch], "")?;
-    assert!(said.contains("spec.clusterIP") && said.contains("immutable"), "{said}");
+    assert!(said.contains("spec.clusterIP") && said.contains("may not change once set"), "{said}");
     cloud.finish()
 }
 

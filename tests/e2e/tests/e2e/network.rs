@@ -55,7 +55,7 @@ fn a_service_without_endpoints_refuses_at_once() -> anyhow::Result<()> {
     cloud.kubectl_with(&["apply", "-f", "-"], &server("s", ""))?;
     wait_for("an answer", || http_get(&address, "/").ok())?;
     // A pod reaches itself through its own Service.
-    let body = cloud.kubectl(&["exec", "s", "--", "wget", "-q", "-O", "-", "http://s/"])?;
+    let body = cloud.kubectl(&["exec", "s", "--", "wget", "-q", "-O", "-", "http://s.default/"])?;
     assert!(body.contains("from s"), "{body}");
     cloud.kubectl(&["delete", "pod", "s"])?;
     wait_for("a refusal again", || http_get(&address, "/").err())?;
