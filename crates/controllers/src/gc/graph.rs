@@ -132,9 +132,9 @@ impl Graph {
     }
 
     /// Sorts the owners of an object by what this graph knows of them.
-    pub(crate) fn owners(&self, of: &[Owner]) -> Owners {
+    pub(crate) fn owners(&self, node: &Node) -> Owners {
         let mut owners = Owners::default();
-        for owner in of {
+        for owner in &node.owners {
             match self.nodes.get(&owner.uid) {
                 None => owners.unknown.push(owner.clone()),
                 Some(o) if o.leaving == Leaving::Foreground && owner.blocks => {
@@ -191,11 +191,11 @@ mod tests {
         assert_eq!(graph.upsert(&uid(2), node(&[(1, true)], Leaving::No)), [uid(2)]);
         assert!(graph.upsert(&uid(2), node(&[(1, true)], Leaving::No)).is_empty(), "nothing changed");
         assert_eq!(graph.upsert(&uid(1), node(&[], Leaving::Foreground)), [uid(1), uid(2)]);
-        assert_eq!(graph.owners(&graph.get("2").expect("known").owners).waiting, [uid(1)]);
+        assert_eq!(graph.owners(graph.get("2").expect("known")).waiting, [uid(1)]);
         assert_eq!(graph.remove("2"), [uid(1)], "the owner waited for it");
         graph.upsert(&uid(3), node(&[(1, false)], Leaving::No));
         assert_eq!(graph.remove("1"), [uid(3)]);
-        assert_eq!(graph.owners(&graph.get("3").expect("known").owners).unknown.len(), 1);
+        assert_eq!(graph.owners(graph.get("3").expect("known")).unknown.len(), 1);
     }
 
     #[test]
@@ -203,7 +203,7 @@ mod tests {
         let mut graph = Graph::default();
         graph.upsert(&uid(1), node(&[], Leaving::Foreground));
         graph.upsert(&uid(2), node(&[(1, false)], Leaving::No));
-        assert_eq!(graph.owners(&graph.get("2").expect("known").owners).solid, 1);
+        assert_eq!(graph.owners(graph.get("2").expect("known")).solid, 1);
     }
 
     proptest! {

@@ -24,7 +24,7 @@ use cumulet_api::Status;
 use cumulet_cluster::{Cluster, DeleteOptions, ObjectRef, PatchKind, Propagation};
 use futures_util::stream::{self, StreamExt};
 use graph::{Graph, Leaving, Node, Owner, Uid};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::HashSet;
@@ -61,7 +61,12 @@ enum Task {
         blocked: bool,
     },
     /// Its owners have to be looked at.
-    Owners,
+    Owners {
+        solid: usize,
+        waiting: Vec<Uid>,
+        unknown: Vec<Owner>,
+        has_dependents: bool,
+    },
 }
 
 fn task(graph: &Graph, uid: &str, node: &Node) -> Task {
@@ -77,9 +82,17 @@ fn task(graph: &Graph, uid: &str, node: &Node) -> Task {
         Leaving::Background => Task::Nothing,
         Leaving::No if node.owners.is_empty() => Task::Nothing,
         Leaving::No => {
-            let owners = graph.owners(&node.owners);
-            let settled = owners.waiting.is_empty() && owners.unknown.is_empty();
-            if settled { Task::Nothing } else { Task::Owners }
+            let owners = graph.owners(node);
+            if owners.waiting.is_empty() && owners.unknown.is_empty() {
+                return Task::Nothing;
+            }
+            let has_dependents = !dependents().is_empty();
+            Task::Owners {
+                solid: owners.solid,
+                waiting: owners.waiting,
+                unknown: owners.unknown,
+                has_dependents,
+            }
         }
     }
 }
@@ -137,34 +150,33 @@ impl GarbageCollector {
         self.change(at, &meta, json!({"finalizers": finalizers})).await
     }
 
-    /// Removes the references to some owners from an object as it was read.
-    async fn drop_owners(
-        &self,
-        at: &ObjectRef,
-        read: &ObjectMeta,
-        owners: &HashSet<&str>,
-    ) -> Result<(), Error> {
-        let mut references = read.owner_references.clone().unwrap_or_default();
+    /// Removes the references to some owners.
+    async fn drop_owners(&self, at: &ObjectRef, uid: &str, owners: &HashSet<&str>) -> Result<(), Error> {
+        let Some(meta) = self.live(at, uid).await? else { return Ok(()) };
+        let mut references = meta.owner_references.clone().unwrap_or_default();
         let before = references.len();
         references.retain(|r| !owners.contains(r.uid.as_str()));
         if references.len() == before {
             return Ok(());
         }
-        self.change(at, read, json!({"ownerReferences": references})).await
+        self.change(at, &meta, json!({"ownerReferences": references})).await
     }
 
-    /// Deletes an object in the version in which it was read.
-    async fn delete(&self, at: &ObjectRef, read: &ObjectMeta, propagation: Propagation) -> Result<(), Error> {
+    async fn delete(&self, at: &ObjectRef, uid: &str, propagation: Propagation) -> Result<(), Error> {
+        let Some(meta) = self.live(at, uid).await? else { return Ok(()) };
+        if meta.deletion_timestamp.is_some() {
+            return Ok(());
+        }
         // Finalizers that are there already say how it is to go.
-        let has = |name: &str| read.finalizers.iter().flatten().any(|f| f == name);
+        let has = |name: &str| meta.finalizers.iter().flatten().any(|f| f == name);
         let propagation = match propagation {
             _ if has(ORPHAN) => Propagation::Orphan,
             _ if has(FOREGROUND) => Propagation::Foreground,
             other => other,
         };
         let options = DeleteOptions {
-            uid: read.uid.clone(),
-            resource_version: read.resource_version.clone(),
+            uid: Some(uid.to_owned()),
+            resource_version: meta.resource_version,
             propagation: Some(propagation),
             ..DeleteOptions::default()
         };
@@ -174,16 +186,11 @@ impl GarbageCollector {
 
     async fn orphan(&self, at: &ObjectRef, uid: &str, dependents: &[(Uid, Node)]) -> Result<(), Error> {
         let owner = HashSet::from([uid]);
-        let places =
+        let calls =
             dependents.iter().filter_map(|(dependent, node)| Some((dependent.clone(), self.place(node)?)));
-        let calls = places.map(|(dependent, place)| {
+        let calls = calls.map(|(dependent, place)| {
             let owner = &owner;
-            async move {
-                match self.live(&place, &dependent).await? {
-                    Some(read) => self.drop_owners(&place, &read, owner).await,
-                    None => Ok(()),
-                }
-            }
+            async move { self.drop_owners(&place, &dependent, owner).await }
         });
         all(calls).await?;
         self.remove_finalizer(at, uid, ORPHAN).await
@@ -196,37 +203,37 @@ impl GarbageCollector {
         all(calls).await
     }
 
-    /// Looks at the owners of a living object, and deletes it or drops references if they are gone. Its references
-    /// are read afresh: the graph may still show owners that have been taken from it.
+    /// Looks at the owners of a living object, and deletes it or drops references if they are gone.
     async fn decide(&self, uid: &str, at: &ObjectRef) -> Result<(), Error> {
-        let Some(read) = self.live(at, uid).await? else { return Ok(()) };
-        let references: Vec<Owner> = read.owner_references.iter().flatten().map(owner).collect();
-        if read.deletion_timestamp.is_some() || references.is_empty() {
-            return Ok(());
-        }
-        let (owners, has_dependents) = {
+        let (mut solid, waiting, unknown, has_dependents) = {
             let graph = self.watches.graph();
-            (graph.owners(&references), !graph.dependents(uid).is_empty())
+            let Some(node) = graph.get(uid) else { return Ok(()) };
+            match task(&graph, uid, node) {
+                Task::Owners { solid, waiting, unknown, has_dependents } => {
+                    (solid, waiting, unknown, has_dependents)
+                }
+                _ => return Ok(()),
+            }
         };
-        let (mut solid, mut gone) = (owners.solid, Vec::new());
-        for owner in owners.unknown {
+        let mut gone = Vec::new();
+        for owner in unknown {
             if self.owner_lives(&owner, at).await? {
                 solid += 1;
             } else {
                 gone.push(owner.uid);
             }
         }
-        if gone.is_empty() && owners.waiting.is_empty() {
+        if gone.is_empty() && waiting.is_empty() {
             return Ok(());
         }
         if solid > 0 {
-            let lost: HashSet<&str> = gone.iter().chain(&owners.waiting).map(|uid| &**uid).collect();
-            return self.drop_owners(at, &read, &lost).await;
+            let lost: HashSet<&str> = gone.iter().chain(&waiting).map(|uid| &**uid).collect();
+            return self.drop_owners(at, uid, &lost).await;
         }
         // An owner that waits wants to see everything below it gone as well.
-        let foreground = !owners.waiting.is_empty() && has_dependents;
+        let foreground = !waiting.is_empty() && has_dependents;
         let propagation = if foreground { Propagation::Foreground } else { Propagation::Background };
-        self.delete(at, &read, propagation).await
+        self.delete(at, uid, propagation).await
     }
 
     /// Asks the API server whether an owner exists.
@@ -270,18 +277,8 @@ impl Reconciler for GarbageCollector {
                 self.remove_finalizer(&at, uid, FOREGROUND).await.map(|()| Next::Done)
             }
             Task::Foreground { delete, .. } => self.foreground(&delete).await.map(|()| Next::After(AGAIN)),
-            Task::Owners => self.decide(uid, &at).await.map(|()| Next::Done),
+            Task::Owners { .. } => self.decide(uid, &at).await.map(|()| Next::Done),
         }
-    }
-}
-
-fn owner(reference: &OwnerReference) -> Owner {
-    Owner {
-        uid: reference.uid.as_str().into(),
-        api_version: reference.api_version.as_str().into(),
-        kind: reference.kind.as_str().into(),
-        name: reference.name.as_str().into(),
-        blocks: reference.block_owner_deletion == Some(true),
     }
 }
 

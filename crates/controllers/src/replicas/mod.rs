@@ -238,31 +238,15 @@ impl<K: ReplicaOwner> Replicas<K> {
         }
     }
 
-    /// True when the cached owner is as the API server has it: neither going nor with another spec. Pods and owners
-    /// are watched apart, so the end of a pod may be heard of before that of its owner, which caused it.
-    async fn is_current(&self, owner: &K) -> Result<bool, Error> {
-        let (at, cached) = (meta::key(owner.metadata()), owner.metadata());
-        match self.owner_api.get(&at.0, &at.1).await {
-            Ok(fresh) => {
-                let fresh = fresh.metadata();
-                Ok(fresh.uid == cached.uid && fresh.generation == cached.generation && !is_deleting(fresh))
-            }
-            Err(error) if error.is_not_found() => Ok(false),
-            Err(error) => Err(error).doing(|| format!("checking {} {}/{}", K::KIND, at.0, at.1)),
-        }
-    }
-
     /// Does one step towards the wanted number. The failure, if any.
-    async fn manage(&self, owner: &K, owned: &[Arc<Pod>]) -> Result<Option<Failure>, Error> {
+    async fn manage(&self, owner: &K, owned: &[Arc<Pod>]) -> Option<Failure> {
         let failure = |reason: &str, error: Status| Failure {
             reason: reason.to_owned(),
             message: error.message,
             since: None,
         };
-        Ok(match plan::step(owned, owner.wanted(), Timestamp::now()) {
+        match plan::step(owned, owner.wanted(), Timestamp::now()) {
             Step::Nothing => None,
-            // The cache will tell what changed, and cause another pass.
-            Step::Create(_) if !self.is_current(owner).await? => owner.status().failure,
             Step::Create(count) => {
                 let (_, error) = self.create_pods(owner, count).await;
                 error.map(|e| failure("FailedCreate", e))
@@ -270,7 +254,7 @@ impl<K: ReplicaOwner> Replicas<K> {
             Step::Delete(victims) => {
                 self.delete_pods(owner, &victims).await.map(|e| failure("FailedDelete", e))
             }
-        })
+        }
     }
 
     async fn write_status(&self, owner: &K, mut status: ReplicaStatus) -> Result<(), Error> {
@@ -316,7 +300,7 @@ impl<K: ReplicaOwner> Reconciler for Replicas<K> {
 
         let mut failure = owner.status().failure;
         if may_decide && !claiming && !deleting {
-            failure = self.manage(&owner, &claims.owned).await?;
+            failure = self.manage(&owner, &claims.owned).await;
         }
         let min_ready = Duration::from_secs(u64::try_from(owner.min_ready_seconds()).unwrap_or(0));
         let template_labels = owner.template().and_then(|t| t.metadata.as_ref()?.labels.as_ref());
