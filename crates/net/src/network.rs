@@ -26,7 +26,7 @@ const SEED_DIGITS: usize = 6;
 const VETH_INFO_PEER: u16 = 1;
 const IFLA_BR_FORWARD_DELAY: u16 = 1;
 const IFLA_BR_MCAST_SNOOPING: u16 = 23;
-const IFLA_BRPORT_ISOLATED: u16 = 33;
+const IFLA_BRPORT_MODE: u16 = 4;
 
 /// A range and the option with which a user chooses it, for error messages.
 #[derive(Clone, Copy, Debug)]
@@ -221,14 +221,15 @@ impl Network {
                 });
             });
         });
-        // Before the link is up: no IPv6 traffic of the host on it, and no layer 2 between pods.
+        // Hairpin, and no isolation between ports: where bridged packets pass netfilter (bridge-nf-call-iptables), a
+        // Service's translation happens on the bridge, which must then be free to deliver to any port, the same too.
         batch.request(libc::RTM_NEWLINK, 0, |m| {
             m.link(libc::AF_UNSPEC as u8, 0, 0);
             m.attr_str(libc::IFLA_IFNAME, name);
             m.nest(libc::IFLA_LINKINFO, |m| {
                 m.attr_str(libc::IFLA_INFO_SLAVE_KIND, "bridge");
                 m.nest(libc::IFLA_INFO_SLAVE_DATA, |m| {
-                    m.attr(IFLA_BRPORT_ISOLATED, &[1]);
+                    m.attr(IFLA_BRPORT_MODE, &[1]);
                 });
             });
         });
