@@ -2,12 +2,12 @@
 //!
 //! ```text
 //!   pod netns            host netns
-//!   eth0 10.86.0.2/32 ── v<seed><address>, isolated port ── cum<seed> 10.86.0.1/16 (+ added addresses) ── routing, nftables
+//!   eth0 10.86.0.2/32 ── v<seed><address>, hairpin port ── cum<seed> 10.86.0.1/16 (+ added addresses) ── routing, nftables
 //! ```
 //!
 //! Pods hold a /32 and reach everything, other pods too, through the bridge's address: every packet is routed by the
 //! host, so that address translation for services is undone on the way back without `br_netfilter`, and a pod that
-//! reaches itself through a service needs no hairpin mode. Ports are isolated, so pods cannot spoof each other on
+//! reaches itself through a service needs no hairpin mode; it is set for machines whose bridges call netfilter. On
 //! layer 2.
 //!
 //! Absent on purpose: services, pods (a pod is an address and a namespace here), `ip` and `nft` processes, threads,
