@@ -7,8 +7,8 @@
 //!
 //! Pods hold a /32 and reach everything, other pods too, through the bridge's address: every packet is routed by the
 //! host, so that address translation for services is undone on the way back without `br_netfilter`, and a pod that
-//! reaches itself through a service needs no hairpin mode; it is set for machines whose bridges call netfilter. On
-//! layer 2.
+//! reaches itself through a service needs no hairpin mode. Where bridged packets do pass netfilter (Docker loads
+//! `br_netfilter`), translation happens on the bridge instead: ports are in hairpin mode and not isolated for its sake.
 //!
 //! Absent on purpose: services, pods (a pod is an address and a namespace here), `ip` and `nft` processes, threads,
 //! tokio. All calls block for a short time (attach: under a millisecond; detach and [`nft::Nft::run`]: milliseconds)

@@ -90,6 +90,17 @@ pub struct Plan {
     pub hairpin: BTreeSet<Ipv4Addr>,
 }
 
+impl Plan {
+    /// The endpoints of UDP ports, where connections have no end of their own.
+    pub fn udp_endpoints(&self) -> impl Iterator<Item = Endpoint> {
+        let balanced = self.balancers.values().filter(|b| b.protocol == Protocol::Udp);
+        let hosts = self.host_ports.iter().filter(|((protocol, _), _)| *protocol == Protocol::Udp);
+        let addresses = self.address_ports.iter().filter(|(key, _)| key.protocol == Protocol::Udp);
+        let direct = hosts.map(|(_, endpoint)| endpoint).chain(addresses.map(|(_, endpoint)| endpoint));
+        balanced.flat_map(|b| &b.endpoints).chain(direct).copied()
+    }
+}
+
 /// Computes the plan.
 pub fn plan(observed: &Observed<'_>) -> Plan {
     let slices = SliceIndex::new(observed.slices);

@@ -7,30 +7,33 @@
 //! ```
 //!
 //! Level-triggered: a change only marks the state dirty; the first one is applied at once, those that come while it is
-//! being applied are applied together afterwards. The ruleset that the kernel has is known, so only the difference is
-//! sent; after a failure nothing is assumed and everything is sent again.
+//! being applied are applied together afterwards. Planning and applying happen on one thread of their own
+//! ([`router`]), so that a large cloud's pass never holds up the runtime.
+//!
+//! The DNS server listens from the beginning but answers only once the zone is known: what pods ask while this process
+//! restarts waits in the socket for some milliseconds instead of getting a wrong "no such name".
 
+mod router;
 mod zone;
 
 use arc_swap::ArcSwap;
 use cumulet_cluster::api::Kind;
-use cumulet_cluster::{Cluster, Informer, ListOptions};
+use cumulet_cluster::{Change, Cluster, Informer, ListOptions};
 use cumulet_dns::{DnsServer, Upstreams, Zone};
 use cumulet_net::Network;
 use cumulet_net::nft::Nft;
-use cumulet_netplan::{Names, Observed, Ruleset, diff, plan, render};
 use ipnet::Ipv4Net;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use router::{Progress, Router};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// Pause before a refused ruleset is sent again.
-const RETRY: Duration = Duration::from_secs(1);
 /// Port of DNS.
 const DNS_PORT: u16 = 53;
 
@@ -64,9 +67,10 @@ pub enum RouterError {
 
 /// A running router.
 pub struct ServiceRouter {
-    ready: watch::Receiver<bool>,
+    progress: watch::Receiver<Progress>,
 }
 
+#[derive(Clone)]
 struct Informers {
     services: Arc<Informer<Service>>,
     slices: Arc<Informer<EndpointSlice>>,
@@ -90,134 +94,108 @@ impl ServiceRouter {
         let upstreams = Upstreams::from_file(&config.host_resolv_conf, config.dns.into());
         let address = SocketAddr::new(config.dns.into(), DNS_PORT);
         let server = DnsServer::bind(address, zone.clone(), upstreams).await?;
-        // Ends with the shutdown token.
-        tokio::spawn(server.serve(shutdown.clone()));
-        let of_this_node = ListOptions {
-            field_selector: Some(format!("spec.nodeName={}", config.node_name)),
-            ..ListOptions::default()
-        };
-        let informers = Informers {
-            services: Informer::spawn(cluster.clone(), ListOptions::default(), shutdown.clone()),
-            slices: Informer::spawn(cluster.clone(), ListOptions::default(), shutdown.clone()),
-            pods: Informer::spawn(cluster, of_this_node, shutdown.clone()),
-        };
-        let names = Names {
-            table: network.table().to_owned(),
-            bridge: network.bridge().to_owned(),
-            pods: config.pod_cidr,
-            services: config.service_cidr,
-        };
-        let (done, ready) = watch::channel(false);
-        let router = Router { config, names, informers, zone, serial: 0, applied: None, done };
+        let informers = Informers::spawn(cluster, &config.node_name, &shutdown);
+        let (report, progress) = watch::channel(Progress::default());
+        let router = Router::new(config, network, informers.clone(), zone, report);
+        let stop = shutdown.clone();
         tokio::spawn(async move {
             tokio::select! {
-                // Dropping it is sound: the kernel has one whole ruleset or the other.
-                () = router.run(nft) => {}
-                () = shutdown.cancelled() => {}
+                // Dropping it before the thread started is sound: nothing was changed yet.
+                () = start(router, nft, informers, stop.clone()) => {}
+                () = stop.cancelled() => {}
             }
         });
-        Ok(Self { ready })
+        let mut named = progress.clone();
+        tokio::spawn(async move {
+            // An error means that the router ended before it knew a name; then nobody can answer either.
+            if named.wait_for(|progress| progress.zone_known).await.is_ok() {
+                server.serve(shutdown).await;
+            }
+        });
+        Ok(Self { progress })
     }
 
     /// Waits until the first rules are applied and the DNS knows the API's own Service.
     pub async fn ready(&self) {
         // An error means that the router has ended, with everything else.
-        let _ = self.ready.clone().wait_for(|ready| *ready).await;
+        let _ = self.progress.clone().wait_for(|progress| progress.ready).await;
     }
 
     /// True once [`Self::ready`] would return at once.
     pub fn is_ready(&self) -> bool {
-        *self.ready.borrow()
+        self.progress.borrow().ready
+    }
+
+    /// How long the last pass took that changed rules, from what was observed to what the kernel has.
+    pub fn last_apply(&self) -> Option<Duration> {
+        self.progress.borrow().last_apply
     }
 }
 
-struct Router {
-    config: ServiceRouterConfig,
-    names: Names,
-    informers: Informers,
-    zone: Arc<ArcSwap<Zone>>,
-    serial: u32,
-    /// The ruleset that the kernel has; unknown at first and after a failure.
-    applied: Option<Ruleset>,
-    done: watch::Sender<bool>,
-}
-
-impl Router {
-    async fn run(mut self, nft: Nft) {
-        self.informers.services.wait_synced().await;
-        self.informers.slices.wait_synced().await;
-        self.informers.pods.wait_synced().await;
-        let (mark, mut dirty) = watch::channel(());
-        marks(&self.informers.services, &mark);
-        marks(&self.informers.slices, &mark);
-        marks(&self.informers.pods, &mark);
-        let mut nft = Some(nft);
-        loop {
-            dirty.borrow_and_update();
-            let ok = self.pass(&mut nft).await;
-            if ok {
-                if dirty.changed().await.is_err() {
-                    return;
-                }
-            } else {
-                tokio::time::sleep(RETRY).await;
-            }
+impl Informers {
+    fn spawn(cluster: Arc<dyn Cluster>, node: &str, shutdown: &CancellationToken) -> Self {
+        let of_this_node =
+            ListOptions { field_selector: Some(format!("spec.nodeName={node}")), ..ListOptions::default() };
+        Self {
+            services: Informer::spawn(cluster.clone(), ListOptions::default(), shutdown.clone()),
+            slices: Informer::spawn(cluster.clone(), ListOptions::default(), shutdown.clone()),
+            pods: Informer::spawn(cluster, of_this_node, shutdown.clone()),
         }
     }
 
-    /// One pass from what is observed to what is applied. False when the kernel refused.
-    async fn pass(&mut self, nft: &mut Option<Nft>) -> bool {
-        let start = Instant::now();
-        let (services, slices, pods) =
-            (self.informers.services.list(), self.informers.slices.list(), self.informers.pods.list());
-        let observed =
-            Observed { node: &self.config.node_name, services: &services, slices: &slices, pods: &pods };
-        self.serial = self.serial.wrapping_add(1);
-        let zone = zone::zone(&observed, &self.config, self.serial);
-        let knows_api = zone.has(&format!("kubernetes.default.svc.{}", self.config.domain));
-        self.zone.store(Arc::new(zone));
-        let ruleset = Ruleset::of(&plan(&observed));
-        let script = match &self.applied {
-            Some(applied) => diff(&self.names, applied, &ruleset),
-            None => render(&self.names, &ruleset),
-        };
-        if !script.is_empty() {
-            let Some(mut connection) = nft.take().or_else(|| Nft::open().ok()) else { return false };
-            let ran = tokio::task::spawn_blocking(move || {
-                let result = connection.run(&script);
-                (connection, result)
-            });
-            match ran.await {
-                Ok((connection, Ok(()))) => *nft = Some(connection),
-                Ok((connection, Err(error))) => {
-                    *nft = Some(connection);
-                    self.applied = None;
-                    tracing::error!(%error, "the kernel refused the Services' rules; sending all of them again");
-                    return false;
-                }
-                Err(error) => {
-                    self.applied = None;
-                    tracing::error!(%error, "applying the Services' rules panicked");
-                    return false;
-                }
-            }
-        }
-        self.applied = Some(ruleset);
-        tracing::debug!(
-            services = services.len(),
-            us = start.elapsed().as_micros(),
-            "rules and names applied"
-        );
-        if knows_api {
-            self.done.send_replace(true);
-        }
-        true
+    async fn wait_synced(&self) {
+        self.services.wait_synced().await;
+        self.slices.wait_synced().await;
+        self.pods.wait_synced().await;
     }
 }
 
-fn marks<K: Kind>(informer: &Arc<Informer<K>>, mark: &watch::Sender<()>) {
-    let mark = mark.clone();
-    informer.observe(move |_| {
-        mark.send_replace(());
+/// Waits for the first lists (half of them would take working rules away after a restart), then runs the router's
+/// thread and wakes it.
+async fn start(router: Router, nft: Nft, informers: Informers, shutdown: CancellationToken) {
+    informers.wait_synced().await;
+    // One slot: a wake-up that finds it taken is not needed.
+    let (wake, woken) = sync_channel(1);
+    observe(&informers.services, &wake, |_| true);
+    observe(&informers.slices, &wake, |_| true);
+    observe(&informers.pods, &wake, concerns_traffic);
+    let stop = shutdown.clone();
+    let spawned = std::thread::Builder::new()
+        .name("services".to_owned())
+        .spawn(move || router.run(nft, &woken, || stop.is_cancelled()));
+    if let Err(error) = spawned {
+        tracing::error!(%error, "no thread for Service routing: Services do not work");
+        return;
+    }
+    shutdown.cancelled().await;
+    let _ = wake.try_send(());
+}
+
+fn observe<K: Kind>(
+    informer: &Arc<Informer<K>>,
+    wake: &SyncSender<()>,
+    concerns: impl Fn(&Change<K>) -> bool + Send + Sync + 'static,
+) {
+    let wake = wake.clone();
+    informer.observe(move |change| {
+        if concerns(change) {
+            let _ = wake.try_send(());
+        }
     });
 }
+
+/// Whether a pod's change can change rules or names: most changes are of conditions and container states.
+fn concerns_traffic(change: &Change<Pod>) -> bool {
+    let seen = |pod: &Pod| pod.status.as_ref().map(|status| (status.pod_ip.clone(), status.phase.clone()));
+    match (&change.old, &change.new) {
+        (Some(old), Some(new)) => seen(old) != seen(new),
+        _ => true,
+    }
+}
+
+#[cfg(test)]
+mod kernel_tests;
+#[cfg(test)]
+mod testbed;
+#[cfg(test)]
+mod tests;
