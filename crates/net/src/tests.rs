@@ -18,6 +18,8 @@ fn on_a_host(test: impl FnOnce(&Network, &NetworkConfig) + Send + 'static) {
     let run = move || {
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
         pod_side::configure_loopback().unwrap();
+        // A new namespace takes this from the machine's own; tests start from the kernel's default.
+        std::fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap();
         let dir = tempfile::tempdir().unwrap();
         let config = NetworkConfig {
             seed: "abcdef0123".to_owned(),
