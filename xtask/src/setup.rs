@@ -17,11 +17,15 @@ const OLDEST_KUBECTL_MINOR: u32 = 27;
 /// The release whose kubectl is fetched when the machine has none, or only an old one.
 const KUBECTL_RELEASE: &str = "trixie";
 
+/// The release whose kubectl stands for old clients in the tests.
+const OLD_KUBECTL_RELEASE: &str = "bookworm";
+
 /// Installs everything. Quick when nothing is missing.
 pub(crate) fn run() -> anyhow::Result<()> {
     fs::create_dir_all(cache_dir().join("bin"))?;
     install_packages()?;
     kubectl()?;
+    old_kubectl()?;
     busybox()?;
     Ok(())
 }
@@ -74,6 +78,22 @@ fn kubectl() -> anyhow::Result<()> {
     let tree = fetch_package(KUBECTL_RELEASE, "kubectl")?;
     let program = tree.join("usr/bin/kubectl");
     link(&program, &cache_dir().join("bin/kubectl"))
+}
+
+/// An old kubectl beside the current one: what worked with it must go on working.
+fn old_kubectl() -> anyhow::Result<()> {
+    let at = old_kubectl_path();
+    if at.is_file() {
+        return Ok(());
+    }
+    eprintln!("setup: fetching the kubectl of Debian {OLD_KUBECTL_RELEASE}");
+    let tree = fetch_package(OLD_KUBECTL_RELEASE, "kubernetes-client")?;
+    link(&tree.join("usr/bin/kubectl"), &at)
+}
+
+/// Where [`run`] puts the old kubectl.
+pub(crate) fn old_kubectl_path() -> PathBuf {
+    cache_dir().join("bin/kubectl-old")
 }
 
 /// A busybox of this machine's release: the shell and the tools inside the example images.

@@ -45,7 +45,10 @@ pub(crate) fn run(filter: &[String]) -> anyhow::Result<()> {
 
 /// What the end-to-end tests need to know.
 pub(crate) fn with_environment(command: &mut Command) -> &mut Command {
-    command.env("CUMULET_BIN", cumulet()).env("CUMULET_EXAMPLES", root().join("examples"))
+    command
+        .env("CUMULET_BIN", cumulet())
+        .env("CUMULET_EXAMPLES", root().join("examples"))
+        .env("CUMULET_OLD_KUBECTL", setup::old_kubectl_path())
 }
 
 /// Runs `tests/e2e/python/client.py` with Kubernetes' own Python client, from a virtual environment in the cache.

@@ -177,7 +177,8 @@ pub fn succeed(command: &mut Command) -> anyhow::Result<String> {
     succeed_with(command, "")
 }
 
-fn succeed_with(command: &mut Command, input: &str) -> anyhow::Result<String> {
+/// The same with a text as standard input.
+pub fn succeed_with(command: &mut Command, input: &str) -> anyhow::Result<String> {
     let out = feed(command, input)?;
     if !out.status.success() {
         let args: Vec<_> = command.get_args().map(|a| a.to_string_lossy().into_owned()).collect();

@@ -7,6 +7,7 @@ mod deployments;
 mod faults;
 mod hello;
 mod network;
+mod old_kubectl;
 mod pods;
 mod volumes;
 
