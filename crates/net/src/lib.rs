@@ -1,8 +1,9 @@
-//! Linux networking for pods, in process: bridge, veth pairs, addresses, nftables.
+//! Linux networking for pods, in process: bridge, veth pairs, taps, addresses, nftables.
 //!
 //! ```text
 //!   pod netns            host netns
 //!   eth0 10.86.0.2/32 ── v<seed><address>, hairpin port ── cum<seed> 10.86.0.1/16 (+ added addresses) ── routing, nftables
+//!   (or a virtual machine behind a tap of that name)
 //! ```
 //!
 //! Pods hold a /32 and reach everything, other pods too, through the bridge's address: every packet is routed by the
@@ -22,11 +23,12 @@ mod netlink;
 mod network;
 pub mod nft;
 pub mod pod_side;
+pub mod tap;
 
 pub use addresses::Addresses;
 pub use conntrack::flush_udp;
 pub use error::Error;
-pub use network::{Netns, Network, NetworkConfig, RoutedCidr};
+pub use network::{Netns, Network, NetworkConfig, RoutedCidr, hardware_address};
 pub use pod_side::PodSide;
 
 #[cfg(test)]

@@ -164,7 +164,31 @@ impl Network {
         Ok(self.pod_side(address))
     }
 
-    /// Removes a pod's veth pair; one that is already gone (with its namespace) is fine. The address stays taken.
+    /// Creates the tap device of a virtual machine with this address, as a port of the bridge. Whoever runs the
+    /// machine opens it by its name ([`crate::tap::open`]); it stays until [`Network::detach`]. Whatever the address
+    /// was attached to before is replaced. The guest is to use [`hardware_address`].
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn attach_tap(&self, address: Ipv4Addr) -> Result<String, Error> {
+        let name = self.names.port(address);
+        let what = || cannot(format!("attach {address} to {} as tap {name}", self.names.bridge));
+        self.detach(address)?;
+        crate::tap::create(&name).map_err(what())?;
+        let mut batch = Batch::default();
+        batch.request(libc::RTM_NEWLINK, 0, |m| {
+            m.link(libc::AF_UNSPEC as u8, 0, 0);
+            m.attr_str(libc::IFLA_IFNAME, &name).attr(libc::IFLA_MASTER, &self.bridge_index.to_ne_bytes());
+        });
+        port_requests(&mut batch, &name);
+        if let Err(source) = self.sockets.with(|s| s.execute_all(batch)) {
+            let _ = self.detach(address);
+            return Err(what()(source));
+        }
+        Ok(name)
+    }
+
+    /// Removes a pod's port; one that is already gone (with its namespace) is fine. The address stays taken.
     ///
     /// # Errors
     /// The kernel's refusal.
@@ -221,32 +245,42 @@ impl Network {
                 });
             });
         });
-        // Hairpin, and no isolation between ports: where bridged packets pass netfilter (bridge-nf-call-iptables), a
-        // Service's translation happens on the bridge, which must then be free to deliver to any port, the same too.
-        batch.request(libc::RTM_NEWLINK, 0, |m| {
-            m.link(libc::AF_UNSPEC as u8, 0, 0);
-            m.attr_str(libc::IFLA_IFNAME, name);
-            m.nest(libc::IFLA_LINKINFO, |m| {
-                m.attr_str(libc::IFLA_INFO_SLAVE_KIND, "bridge");
-                m.nest(libc::IFLA_INFO_SLAVE_DATA, |m| {
-                    m.attr(IFLA_BRPORT_MODE, &[1]);
-                });
-            });
-        });
-        batch.request(libc::RTM_NEWLINK, 0, |m| {
-            m.link(libc::AF_UNSPEC as u8, 0, libc::IFF_UP as u32);
-            m.attr_str(libc::IFLA_IFNAME, name);
-        });
+        port_requests(&mut batch, name);
         batch
     }
 }
 
-/// The pod's end of a pair. Its hardware address derives from the address, so that a neighbour entry that the host
+/// Configures a new port of the bridge and brings it up. Hairpin, and no isolation between ports: where bridged
+/// packets pass netfilter (bridge-nf-call-iptables), a Service's translation happens on the bridge, which must then be
+/// free to deliver to any port, the same too.
+fn port_requests(batch: &mut Batch, name: &str) {
+    batch.request(libc::RTM_NEWLINK, 0, |m| {
+        m.link(libc::AF_UNSPEC as u8, 0, 0);
+        m.attr_str(libc::IFLA_IFNAME, name);
+        m.nest(libc::IFLA_LINKINFO, |m| {
+            m.attr_str(libc::IFLA_INFO_SLAVE_KIND, "bridge");
+            m.nest(libc::IFLA_INFO_SLAVE_DATA, |m| {
+                m.attr(IFLA_BRPORT_MODE, &[1]);
+            });
+        });
+    });
+    batch.request(libc::RTM_NEWLINK, 0, |m| {
+        m.link(libc::AF_UNSPEC as u8, 0, libc::IFF_UP as u32);
+        m.attr_str(libc::IFLA_IFNAME, name);
+    });
+}
+
+/// The hardware address of a pod's interface. It derives from the address, so that a neighbour entry that the host
 /// still holds from an earlier pod of this address stays right.
+pub fn hardware_address(address: Ipv4Addr) -> [u8; 6] {
+    let [a, b, c, d] = address.octets();
+    [0x0a, 0x58, a, b, c, d]
+}
+
+/// The pod's end of a pair.
 fn pod_end(m: &mut crate::netlink::Body<'_>, netns: Netns<'_>, address: Ipv4Addr) {
     m.link(libc::AF_UNSPEC as u8, 0, 0);
-    let [a, b, c, d] = address.octets();
-    m.attr_str(libc::IFLA_IFNAME, POD_INTERFACE).attr(libc::IFLA_ADDRESS, &[0x0a, 0x58, a, b, c, d]);
+    m.attr_str(libc::IFLA_IFNAME, POD_INTERFACE).attr(libc::IFLA_ADDRESS, &hardware_address(address));
     match netns {
         Netns::Pid(pid) => m.attr(libc::IFLA_NET_NS_PID, &pid.to_ne_bytes()),
         Netns::Fd(fd) => m.attr(libc::IFLA_NET_NS_FD, &fd.as_raw_fd().to_ne_bytes()),

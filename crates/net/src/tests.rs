@@ -197,3 +197,32 @@ fn attach_is_fast() {
         assert!(attached.as_millis() < 50, "far too slow, even for a busy machine: {attached:?}");
     });
 }
+
+#[test]
+fn a_tap_is_a_port_until_it_is_detached() {
+    on_a_host(|network, _| {
+        let address = network.addresses().allocate().unwrap();
+        assert!(crate::tap::open(&network.host_interface(address)).is_err());
+        let name = network.attach_tap(address).unwrap();
+        assert_eq!(name, network.host_interface(address));
+        let mut tap = File::from(crate::tap::open(&name).unwrap());
+        let busy = crate::tap::open(&name).unwrap_err();
+        assert_eq!(busy.raw_os_error(), Some(nix::libc::EBUSY));
+        // The host asks for the guest's hardware address before it can send anything.
+        thread::spawn(move || TcpStream::connect((address, 80)));
+        let mut frame = [0; 2048];
+        let asked = loop {
+            let length = tap.read(&mut frame).unwrap();
+            // virtio's header, then Ethernet: ARP is 0x0806, and its target address stands at the end.
+            let ethernet = &frame[10..length];
+            if ethernet[12..14] == [8, 6] {
+                break ethernet[38..42].to_vec();
+            }
+        };
+        assert_eq!(asked, address.octets());
+        drop(tap);
+        assert!(crate::tap::open(&name).is_ok(), "it outlives whoever had it open");
+        assert_eq!(network.sweep(&HashSet::new()).unwrap(), std::slice::from_ref(&name));
+        assert!(crate::tap::open(&name).is_err());
+    });
+}
