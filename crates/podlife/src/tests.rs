@@ -170,12 +170,21 @@ impl Sim {
                 Event::ProbeResult { container, attempt, probe, outcome: ProbeOutcome::Success }
             }
             Effect::DestroySandbox => {
-                self.running.clear();
+                self.lose_processes();
                 Event::SandboxDestroyed
             }
             other => unreachable!("{other:?} is not answered"),
         };
         self.send(event);
+    }
+
+    /// With the supervisor, what runs is gone, and so are pending starts, hooks and probes.
+    fn lose_processes(&mut self) {
+        self.running.clear();
+        let needs_sandbox = |e: &Effect| {
+            matches!(e, Effect::StartContainer { .. } | Effect::RunHook { .. } | Effect::RunProbe { .. })
+        };
+        self.owed.retain(|e| !needs_sandbox(e));
     }
 
     /// Answers everything owed in the good way, until nothing is.
@@ -546,14 +555,7 @@ impl Sim {
             }
             Act::Delete(grace) => self.delete(grace),
             Act::Lose => {
-                self.running.clear();
-                // With the supervisor, its pending starts, hooks and probes are gone too.
-                self.owed.retain(|e| {
-                    !matches!(
-                        e,
-                        Effect::StartContainer { .. } | Effect::RunHook { .. } | Effect::RunProbe { .. }
-                    )
-                });
+                self.lose_processes();
                 self.send(Event::SandboxLost { ended: vec![] });
             }
             Act::Remove => self.send(Event::Removed),
@@ -567,7 +569,7 @@ impl Sim {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
 
     /// `Sim` itself asserts that nothing runs twice and that no status contradicts itself.
     #[test]
