@@ -27,9 +27,9 @@ fn main() -> ExitCode {
         eprintln!("skipped: needs root");
         return ExitCode::SUCCESS;
     }
-    let wanted: Vec<&String> = args[1..].iter().filter(|a| !a.starts_with('-')).collect();
+    let wanted = wanted(&args[1..]);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let mut failed = 0;
+    let (mut ran, mut failed) = (0, 0);
     for (name, case) in cases::ALL {
         if !wanted.is_empty() && !wanted.iter().any(|w| name.contains(w.as_str())) {
             continue;
@@ -39,7 +39,23 @@ fn main() -> ExitCode {
         let outcome = runtime.block_on(async { tokio::spawn(case()).await });
         let verdict = if outcome.is_ok() { "ok" } else { "FAILED" };
         println!("{verdict:6} {name} ({} ms)", started.elapsed().as_millis());
+        ran += 1;
         failed += u32::from(outcome.is_err());
     }
+    println!("{ran} cases, {failed} failed");
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The names among the arguments; options of the usual harness, which every test program is given, are passed over.
+fn wanted(args: &[String]) -> Vec<&String> {
+    let mut args = args.iter();
+    let mut names = Vec::new();
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            "--test-threads" => drop(args.next()),
+            option if option.starts_with('-') => {}
+            _ => names.push(arg),
+        }
+    }
+    names
 }
