@@ -43,7 +43,7 @@ impl Digest {
         &self.0[PREFIX.len()..]
     }
 
-    fn from_hash(hash: &[u8]) -> Self {
+    pub(crate) fn from_hash(hash: &[u8]) -> Self {
         use std::fmt::Write;
         let mut text = PREFIX.to_owned();
         for byte in hash {

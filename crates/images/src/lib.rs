@@ -16,12 +16,16 @@
 //! has to stage blobs, as [`ImageStore::load`] does), Kubernetes' vocabulary, mounting.
 
 mod build;
+mod content;
 mod digest;
+mod document;
 mod error;
 mod gc;
 mod load;
 mod oci;
 mod reference;
+mod refs;
+mod registry;
 mod save;
 mod staging;
 mod store;
@@ -36,4 +40,7 @@ pub use gc::Pruned;
 pub use load::LoadedImage;
 pub use oci::ImageConfig;
 pub use reference::Reference;
+pub use registry::endpoint::upload::UploadLimits;
+pub use registry::endpoint::users::Users;
+pub use registry::endpoint::{Endpoint, EndpointOptions};
 pub use store::{Image, ImageStore, ImageSummary, Limits};

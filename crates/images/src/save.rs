@@ -15,7 +15,7 @@ impl ImageStore {
     /// When there is no such image, or reading it or writing the archive fails.
     pub fn save(&self, reference: &str, archive: impl Write) -> Result<(), ImageError> {
         let _content = self.hold_content()?;
-        let digest = self.find(reference)?;
+        let digest = self.runnable(&self.find(reference)?)?;
         let (manifest, _) = self.documents(&digest)?;
         let name = Reference::parse(reference).ok().filter(|name| name.digest().is_none());
         let manifest_path = self.blob(&digest);

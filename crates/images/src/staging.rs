@@ -13,28 +13,25 @@ use crate::error::io;
 use crate::oci::Descriptor;
 use crate::store::{lock_file, sync_dir};
 use crate::unpack::unpack;
-use crate::{Digest, ImageError, ImageStore, Reference};
+use crate::{Digest, ImageError, ImageStore, Limits, Reference};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-pub(crate) struct Staging<'a> {
-    store: &'a ImageStore,
+/// A directory below `tmp` that lives as long as this value, or until somebody cleans up after a dead process.
+#[derive(Debug)]
+pub(crate) struct WorkDir {
     dir: PathBuf,
     lock_path: PathBuf,
     _lock: File,
-    /// Keeps the store's content from being pruned.
-    content: Option<File>,
-    blobs: BTreeMap<Digest, PathBuf>,
-    layers: BTreeMap<Digest, PathBuf>,
-    next: u64,
+    next: AtomicU64,
 }
 
-impl<'a> Staging<'a> {
-    pub(crate) fn begin(store: &'a ImageStore) -> Result<Self, ImageError> {
-        let content = store.hold_content()?;
+impl WorkDir {
+    pub(crate) fn make(store: &ImageStore) -> Result<Self, ImageError> {
         // A new lock file is not locked for a moment: this keeps cleaners away meanwhile.
         let _guard = store.lock()?;
         for number in 0_u64.. {
@@ -46,19 +43,43 @@ impl<'a> Staging<'a> {
             let lock = lock_file(&lock_path)?;
             lock.lock().map_err(io("lock", &lock_path))?;
             std::fs::create_dir(&dir).map_err(io("make", &dir))?;
-            let (blobs, layers) = (BTreeMap::new(), BTreeMap::new());
-            return Ok(Self {
-                store,
-                dir,
-                lock_path,
-                _lock: lock,
-                content: Some(content),
-                blobs,
-                layers,
-                next: 0,
-            });
+            return Ok(Self { dir, lock_path, _lock: lock, next: AtomicU64::new(0) });
         }
         unreachable!("some number is free")
+    }
+
+    /// A path below the directory that is not in use.
+    pub(crate) fn fresh(&self) -> PathBuf {
+        self.dir.join((self.next.fetch_add(1, Ordering::Relaxed) + 1).to_string())
+    }
+
+    /// Flushes everything below to the disk.
+    pub(crate) fn sync(&self) -> Result<(), ImageError> {
+        let root = File::open(&self.dir).map_err(io("open", &self.dir))?;
+        nix::unistd::syncfs(&root).map_err(io("sync", &self.dir))
+    }
+}
+
+impl Drop for WorkDir {
+    fn drop(&mut self) {
+        discard(&self.dir, &self.lock_path);
+    }
+}
+
+pub(crate) struct Staging<'a> {
+    store: &'a ImageStore,
+    work: WorkDir,
+    /// Keeps the store's content from being pruned.
+    content: Option<File>,
+    blobs: BTreeMap<Digest, PathBuf>,
+    layers: BTreeMap<Digest, PathBuf>,
+}
+
+impl<'a> Staging<'a> {
+    pub(crate) fn begin(store: &'a ImageStore) -> Result<Self, ImageError> {
+        let content = Some(store.hold_content()?);
+        let (blobs, layers) = (BTreeMap::new(), BTreeMap::new());
+        Ok(Self { store, work: WorkDir::make(store)?, content, blobs, layers })
     }
 
     /// Stops keeping content: for pruning itself, which stages what it removes.
@@ -68,8 +89,7 @@ impl<'a> Staging<'a> {
 
     /// A path below the staging directory that is not in use.
     pub(crate) fn fresh(&mut self) -> PathBuf {
-        self.next += 1;
-        self.dir.join(self.next.to_string())
+        self.work.fresh()
     }
 
     /// Stores what can be read. `unreadable` words an error of the reader, to tell it from one of the disk.
@@ -116,37 +136,11 @@ impl<'a> Staging<'a> {
 
     /// Unpacks the layer in a blob, unless it is there already, and verifies that it has the digest `diff_id`.
     pub(crate) fn add_layer(&mut self, label: &str, blob: &Path, diff_id: &Digest) -> Result<(), ImageError> {
-        let file = File::open(blob).map_err(io("open", blob))?;
-        let plain = decompress(file, label)?;
-        let limits = &self.store.limits;
-        // Headers and padding come on top of the data.
-        let capped = Capped { inner: plain, left: limits.layer_bytes.saturating_mul(2) };
-        let mut stream = HashingReader::new(capped);
         let known = self.layers.contains_key(diff_id) || self.store.layer(diff_id).exists();
-        let unpacked = if known {
-            None
-        } else {
-            let path = self.fresh();
-            std::fs::DirBuilder::new().mode(0o755).create(&path).map_err(io("make", &path))?;
-            stream = unpack(stream, label, &path, &self.store.limits)?;
-            Some(path)
-        };
-        let rest = std::io::copy(&mut stream, &mut std::io::sink());
-        rest.map_err(|error| ImageError::Archive {
-            archive: label.to_owned(),
-            reason: format!("the layer cannot be read to its end: {error}"),
-        })?;
-        let (found, _) = stream.finish();
-        if found != *diff_id {
-            return Err(ImageError::DigestMismatch {
-                archive: label.to_owned(),
-                what: "the uncompressed layer".to_owned(),
-                expected: diff_id.to_string(),
-                found: found.to_string(),
-            });
-        }
-        if let Some(path) = unpacked {
-            self.layers.insert(found, path);
+        let place = (!known).then(|| self.fresh());
+        unpack_verified(&self.store.limits, label, blob, diff_id, place.as_deref())?;
+        if let Some(path) = place {
+            self.layers.insert(diff_id.clone(), path);
         }
         Ok(())
     }
@@ -154,8 +148,7 @@ impl<'a> Staging<'a> {
     /// Makes everything part of the store and names the images: a manifest digest and its names for each.
     pub(crate) fn publish(self, images: &[(Digest, Vec<Reference>)]) -> Result<(), ImageError> {
         if !self.layers.is_empty() {
-            let root = File::open(&self.dir).map_err(io("open", &self.dir))?;
-            nix::unistd::syncfs(&root).map_err(io("sync", &self.dir))?;
+            self.work.sync()?;
         }
         let _lock = self.store.lock()?;
         let layers = self.layers.iter().map(|(digest, path)| (self.store.layer(digest), path));
@@ -177,9 +170,38 @@ impl<'a> Staging<'a> {
     }
 }
 
-impl Drop for Staging<'_> {
-    fn drop(&mut self) {
-        discard(&self.dir, &self.lock_path);
+/// Unpacks the layer in the file `blob` into the new directory `place`, or only reads it, and verifies that it has the
+/// digest `diff_id` when uncompressed.
+pub(crate) fn unpack_verified(
+    limits: &Limits,
+    label: &str,
+    blob: &Path,
+    diff_id: &Digest,
+    place: Option<&Path>,
+) -> Result<(), ImageError> {
+    let file = File::open(blob).map_err(io("open", blob))?;
+    let plain = decompress(file, label)?;
+    // Headers and padding come on top of the data.
+    let capped = Capped { inner: plain, left: limits.layer_bytes.saturating_mul(2) };
+    let mut stream = HashingReader::new(capped);
+    if let Some(path) = place {
+        std::fs::DirBuilder::new().mode(0o755).create(path).map_err(io("make", path))?;
+        stream = unpack(stream, label, path, limits)?;
+    }
+    let rest = std::io::copy(&mut stream, &mut std::io::sink());
+    rest.map_err(|error| ImageError::Archive {
+        archive: label.to_owned(),
+        reason: format!("the layer cannot be read to its end: {error}"),
+    })?;
+    let (found, _) = stream.finish();
+    match found == *diff_id {
+        true => Ok(()),
+        false => Err(ImageError::DigestMismatch {
+            archive: label.to_owned(),
+            what: "the uncompressed layer".to_owned(),
+            expected: diff_id.to_string(),
+            found: found.to_string(),
+        }),
     }
 }
 

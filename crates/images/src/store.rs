@@ -1,13 +1,13 @@
 //! The store's directory: opening, names, and looking images up.
 
+use crate::document::Kind;
 use crate::error::io;
 use crate::oci::{self, ConfigFile, Manifest, Platform};
 use crate::staging;
 use crate::{Digest, ImageConfig, ImageError, Reference};
-use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -75,40 +75,6 @@ pub struct ImageSummary {
     pub created: Option<String>,
 }
 
-/// Contents of `refs.json`.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub(crate) struct Refs {
-    pub(crate) format: u32,
-    /// Full name → manifest digest.
-    pub(crate) refs: BTreeMap<String, Digest>,
-    /// Images without a name, kept until they are pruned.
-    pub(crate) untagged: BTreeSet<Digest>,
-}
-
-const FORMAT: u32 = 1;
-
-impl Refs {
-    /// Gives `name` to an image. The image that had it stays, nameless if it was its only name.
-    pub(crate) fn tag(&mut self, name: &Reference, digest: &Digest) {
-        if let Some(old) = self.refs.insert(name.to_string(), digest.clone()) {
-            self.keep_untagged(old);
-        }
-        self.untagged.remove(digest);
-    }
-
-    /// Keeps an image that may have no name.
-    pub(crate) fn keep_untagged(&mut self, digest: Digest) {
-        if !self.refs.values().any(|tagged| *tagged == digest) {
-            self.untagged.insert(digest);
-        }
-    }
-
-    /// Every image there is.
-    pub(crate) fn digests(&self) -> BTreeSet<Digest> {
-        self.refs.values().chain(&self.untagged).cloned().collect()
-    }
-}
-
 impl ImageStore {
     /// Opens the store in `dir`, which is made when missing, and removes what imports of dead processes left behind.
     ///
@@ -127,7 +93,9 @@ impl ImageStore {
         // Unpacked layers hold set-id programs: only root may reach them by path.
         let mut private = std::fs::DirBuilder::new();
         private.recursive(true).mode(0o700);
-        for path in [dir.to_owned(), store.blobs(), store.layers(), store.tmp()] {
+        for path in
+            [dir.to_owned(), store.blobs(), store.layers(), store.tmp(), store.leases(), store.partial_dir()]
+        {
             private.create(&path).map_err(io("make", &path))?;
         }
         store.refs()?;
@@ -155,7 +123,7 @@ impl ImageStore {
         self.root.join("tmp")
     }
 
-    fn refs_path(&self) -> PathBuf {
+    pub(crate) fn refs_path(&self) -> PathBuf {
         self.root.join("refs.json")
     }
 
@@ -178,34 +146,6 @@ impl ImageStore {
         let file = lock_file(&self.root.join("gc.lock"))?;
         file.lock().map_err(io("lock", &self.root))?;
         Ok(file)
-    }
-
-    pub(crate) fn refs(&self) -> Result<Refs, ImageError> {
-        let path = self.refs_path();
-        let text = match std::fs::read(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Ok(Refs { format: FORMAT, ..Refs::default() });
-            }
-            Err(error) => return Err(io("read", &path)(error)),
-        };
-        let corrupt = |reason| ImageError::Corrupt { path: path.clone(), reason };
-        let refs: Refs =
-            serde_json::from_slice(&text).map_err(|error| corrupt(format!("malformed: {error}")))?;
-        match refs.format {
-            FORMAT => Ok(refs),
-            other => Err(corrupt(format!("has format {other}, this program reads format {FORMAT}"))),
-        }
-    }
-
-    /// Replaces `refs.json`. The caller holds the lock.
-    pub(crate) fn write_refs(&self, refs: &Refs) -> Result<(), ImageError> {
-        let path = self.refs_path();
-        let fresh = path.with_extension("json.new");
-        let mut file = File::create(&fresh).map_err(io("make", &fresh))?;
-        file.write_all(&oci::encode(refs)?).and_then(|()| file.sync_all()).map_err(io("write", &fresh))?;
-        std::fs::rename(&fresh, &path).map_err(io("replace", &path))?;
-        sync_dir(&self.root)
     }
 
     /// Finds an image by name, by name and digest, or by digest alone.
@@ -235,79 +175,90 @@ impl ImageStore {
         }
     }
 
-    fn image(&self, digest: &Digest) -> Result<Image, ImageError> {
-        let (manifest, config) = self.documents(digest)?;
-        let layers: Vec<PathBuf> = config.rootfs.diff_ids.iter().map(|diff_id| self.layer(diff_id)).collect();
-        for path in &layers {
-            std::fs::symlink_metadata(path).map_err(|error| ImageError::Corrupt {
-                path: path.clone(),
-                reason: format!("an unpacked layer of {digest} cannot be read: {error}"),
-            })?;
-        }
+    fn image(&self, root: &Digest) -> Result<Image, ImageError> {
+        let digest = self.runnable(root)?;
+        let (manifest, config) = self.documents(&digest)?;
+        // What was pushed may not have been unpacked yet.
+        self.unpack_missing(&digest.to_string(), &manifest, &config)?;
         Ok(Image {
-            digest: digest.clone(),
             id: manifest.config.digest.clone(),
             size_bytes: size_of(&manifest),
+            layers: config.rootfs.diff_ids.iter().map(|diff_id| self.layer(diff_id)).collect(),
             config: config.config.into(),
-            layers,
+            digest,
         })
     }
 
-    /// The manifest and configuration of an image.
-    pub(crate) fn documents(&self, digest: &Digest) -> Result<(Manifest, ConfigFile), ImageError> {
-        let manifest: Manifest = self.document(digest)?;
-        let config = self.document(&manifest.config.digest)?;
+    /// The manifest and configuration of an image, or of the one in an index that this machine runs.
+    pub(crate) fn documents(&self, root: &Digest) -> Result<(Manifest, ConfigFile), ImageError> {
+        let digest = self.runnable(root)?;
+        let manifest: Manifest = self.document(&digest)?;
+        let config: ConfigFile = self.document(&manifest.config.digest)?;
         Ok((manifest, config))
     }
 
-    fn document<T: serde::de::DeserializeOwned>(&self, digest: &Digest) -> Result<T, ImageError> {
-        let path = self.blob(digest);
-        let corrupt = |reason| ImageError::Corrupt { path: path.clone(), reason };
-        let bytes = read_capped(&path, oci::MAX_JSON)?;
-        if Digest::of(&bytes) != *digest {
-            return Err(corrupt("its content does not have the digest that it is named after".to_owned()));
-        }
-        serde_json::from_slice(&bytes).map_err(|error| corrupt(format!("malformed: {error}")))
+    pub(crate) fn document<T: serde::de::DeserializeOwned>(&self, digest: &Digest) -> Result<T, ImageError> {
+        let bytes = self.document_bytes(digest)?;
+        serde_json::from_slice(&bytes).map_err(|error| ImageError::Corrupt {
+            path: self.blob(digest),
+            reason: format!("malformed: {error}"),
+        })
     }
 
-    /// All images, by digest.
+    /// A small blob, verified.
+    pub(crate) fn document_bytes(&self, digest: &Digest) -> Result<Vec<u8>, ImageError> {
+        let path = self.blob(digest);
+        let bytes = read_capped(&path, oci::MAX_JSON)?;
+        match Digest::of(&bytes) == *digest {
+            true => Ok(bytes),
+            false => Err(ImageError::Corrupt {
+                path,
+                reason: "its content does not have the digest that it is named after".to_owned(),
+            }),
+        }
+    }
+
+    /// All images and artifacts, by digest. An image in an index counts as one with it.
     ///
     /// # Errors
     /// When the store's files cannot be read.
     pub fn list(&self) -> Result<Vec<ImageSummary>, ImageError> {
         let refs = self.refs()?;
-        let mut names: BTreeMap<Digest, Vec<Reference>> = BTreeMap::new();
-        for (name, digest) in &refs.refs {
-            names.entry(digest.clone()).or_default().push(Reference::parse(name)?);
+        let mut rows: BTreeMap<Digest, ImageSummary> = BTreeMap::new();
+        for root in refs.digests() {
+            let summary = self.summary(&root)?;
+            rows.entry(summary.digest.clone()).or_insert(summary);
         }
-        let summary = |digest: Digest| {
-            let (manifest, config) = self.documents(&digest)?;
-            Ok(ImageSummary {
-                refs: names.remove(&digest).unwrap_or_default(),
-                id: manifest.config.digest.clone(),
-                size_bytes: size_of(&manifest),
-                created: config.created,
-                digest,
-            })
-        };
-        refs.digests().into_iter().map(summary).collect()
+        for (name, root) in &refs.refs {
+            let shown = self.shown(root)?;
+            if let Some(row) = rows.get_mut(&shown) {
+                row.refs.push(Reference::parse(name)?);
+            }
+        }
+        Ok(rows.into_values().collect())
     }
 
-    /// Takes a name from its image, or with a digest all its names. The content stays until [`ImageStore::prune`],
-    /// since containers may be running on it.
-    ///
-    /// # Errors
-    /// `NotFound`, `BadReference`, or a store that cannot be written.
-    pub fn remove(&self, reference: &str) -> Result<(), ImageError> {
-        let _lock = self.lock()?;
-        let digest = self.find(reference)?;
-        let mut refs = self.refs()?;
-        match Reference::parse(reference).map(|name| name.to_string()) {
-            Ok(name) if refs.refs.remove(&name).is_some() => {}
-            _ => refs.refs.retain(|_, tagged| *tagged != digest),
-        }
-        refs.keep_untagged(digest);
-        self.write_refs(&refs)
+    /// The document that stands for `root` in lists: the image that runs here, if it is there.
+    fn shown(&self, root: &Digest) -> Result<Digest, ImageError> {
+        let document = self.described(root)?;
+        let child = document.for_here().map(|child| child.digest.clone());
+        Ok(child.filter(|child| self.blob(child).exists()).unwrap_or_else(|| root.clone()))
+    }
+
+    fn summary(&self, root: &Digest) -> Result<ImageSummary, ImageError> {
+        let digest = self.shown(root)?;
+        let document = self.described(&digest)?;
+        let created = match (document.kind(), document.config()) {
+            (Kind::Image, Some(config)) => self.document::<ConfigFile>(&config.digest)?.created,
+            _ => None,
+        };
+        Ok(ImageSummary {
+            refs: Vec::new(),
+            id: document.config().map_or_else(|| digest.clone(), |config| config.digest.clone()),
+            size_bytes: document.blobs().chain(document.children()).map(|blob| blob.size).sum(),
+            created,
+            digest,
+        })
     }
 }
 
