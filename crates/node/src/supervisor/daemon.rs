@@ -4,9 +4,11 @@
 //! says what failed; nobody polls. Until then the process is single-threaded on purpose, and it stays so: namespaces
 //! and forks are per thread.
 
+use super::backend::Backend;
 use super::pod::Pod;
 use super::proto::SandboxSpec;
 use super::reaper::Reaper;
+use super::record::Record;
 use super::{files, server, sockets};
 use cumulet_container::cgroup::Cgroup;
 use nix::mount::{MsFlags, mount};
@@ -57,9 +59,10 @@ fn supervise(dir: &Path) -> Result<(), Failure> {
     let local = tokio::task::LocalSet::new();
     let served = local.block_on(&runtime, async {
         let listener = sockets::bind(&dir.join(files::SOCKET))?;
-        let pod = Pod::new(dir.clone(), sandbox, shm, Reaper::start()?);
+        let record = Record::new(dir.clone(), sandbox);
+        let pod = Pod::new(record.clone(), shm, Reaper::start()?);
         say_ready()?;
-        server::serve(listener, pod).await
+        server::serve(listener, Backend::containers(record, pod)).await
     });
     let _ = fs::remove_file(dir.join(files::SOCKET));
     let _ = fs::remove_file(dir.join(files::PID));

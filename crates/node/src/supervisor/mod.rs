@@ -2,8 +2,8 @@
 //! exit codes, and outlives the main process.
 //!
 //! ```text
-//!   node (client) ──proto over DIR/supervisor.sock──► server ──► pod ──► cumulet_container
-//!                                                        sessions   stdio ──► log files
+//!   node (client) ──proto over DIR/supervisor.sock──► server ──► backend ──► pod ──► cumulet_container
+//!                                                        sessions    stdio ──► record, log files
 //! ```
 //!
 //! Files in the pod's directory: `sandbox.json` (what the pod is), `supervisor.pid` (locked while it runs),
@@ -15,16 +15,20 @@
 //! parent-death signal), its mounts and namespaces vanish with the last process, and the exit codes of what had
 //! ended before are in `state.json`; [`client::clean_up`] removes the rest.
 
+mod backend;
 pub mod client;
 mod daemon;
+mod exec;
 pub mod files;
 mod frame;
 mod io;
 mod live;
 mod log;
+mod output;
 mod pod;
 pub mod proto;
 mod reaper;
+mod record;
 mod server;
 mod session;
 mod sockets;

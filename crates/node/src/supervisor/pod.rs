@@ -1,21 +1,22 @@
-//! The pod as its supervisor sees it: what was asked for, what runs, what ended.
+//! A pod of containers: starts them in the supervisor's namespaces, and does what follows from their ends.
 //!
 //! ```text
 //!   Start ──► Running ──(reaped, output drained, state.json written)──► Ended
 //!     └─(could not be executed)─► Ended: StartError, 128
 //! ```
 //!
-//! Everything here runs on one thread. A step that changes the state ends by writing `state.json` and only then
-//! tells the clients; no step awaits between a change and its write.
+//! Everything here runs on one thread. A step that changes the state ends by recording it ([`super::record`]) and only
+//! then tells the clients; no step awaits between a change and its record.
 
-use super::files::{self, State};
+use super::backend::refuse;
+use super::files;
 use super::io::{Pipes, Stream, pipes};
 use super::live::Live;
-use super::log::{Channel, Limits, Log, last_bytes};
-use super::proto::{
-    ContainerStart, Ended, Event, Instance, InstanceState, PodNetwork, Reply, Request, SandboxSpec,
-};
+use super::log::{Channel, last_bytes};
+use super::output::Output;
+use super::proto::{ContainerStart, Ended, InstanceState, PodNetwork, Reply};
 use super::reaper::{ExitStatus, Reaper};
+use super::record::{MAX_MESSAGE, Record, is_name, new_id, now_us};
 use cumulet_container::cgroup::Cgroup;
 use cumulet_container::spec::{Mount, MountSource, Propagation};
 use cumulet_container::{Bundle, Error, Started, Stdio};
@@ -23,61 +24,30 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tokio::sync::{Notify, mpsc, oneshot};
+use std::time::Duration;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::timeout;
 
 /// How long output may still come after the main process ended, from others that hold its streams.
 const DRAIN: Duration = Duration::from_secs(2);
 /// How long killed containers may take to be gone when the pod is shut down.
 const SHUTDOWN: Duration = Duration::from_secs(10);
-/// Longest termination message, in bytes.
-const MAX_MESSAGE: usize = 4096;
-/// Events that may wait for a control connection; one that falls behind is closed and can connect again.
-pub(super) const EVENT_QUEUE: usize = 256;
 
-/// A pod.
+/// A pod of containers.
 pub(super) struct Pod {
-    dir: PathBuf,
-    sandbox: SandboxSpec,
+    record: Rc<Record>,
     shm: PathBuf,
     pub(super) reaper: Reaper,
-    state: RefCell<State>,
     live: RefCell<HashMap<String, Rc<Live>>>,
-    listeners: RefCell<Vec<mpsc::Sender<Event>>>,
     /// Told whenever a container has ended.
     ended: Notify,
 }
 
 impl Pod {
-    pub(super) fn new(dir: PathBuf, sandbox: SandboxSpec, shm: PathBuf, reaper: Reaper) -> Rc<Self> {
-        Rc::new(Self {
-            dir,
-            sandbox,
-            shm,
-            reaper,
-            state: RefCell::default(),
-            live: RefCell::default(),
-            listeners: RefCell::default(),
-            ended: Notify::new(),
-        })
-    }
-
-    /// Events for a control connection, beginning with everything known.
-    pub(super) fn listen(&self) -> mpsc::Receiver<Event> {
-        let (sender, receiver) = mpsc::channel(EVENT_QUEUE);
-        let state = self.state.borrow();
-        let snapshot = Event::Snapshot {
-            pid: std::process::id().cast_signed(),
-            network: state.network.clone(),
-            containers: state.containers.clone(),
-        };
-        // The channel is new and empty, so there is room.
-        let _ = sender.try_send(snapshot);
-        self.listeners.borrow_mut().push(sender);
-        receiver
+    pub(super) fn new(record: Rc<Record>, shm: PathBuf, reaper: Reaper) -> Rc<Self> {
+        Rc::new(Self { record, shm, reaper, live: RefCell::default(), ended: Notify::new() })
     }
 
     /// The container, if it runs.
@@ -86,38 +56,23 @@ impl Pod {
         live.filter(|live| self.reaper.is_alive(live.pid))
     }
 
-    /// Carries out a request.
-    pub(super) async fn handle(self: &Rc<Self>, request: Request) -> Reply {
-        match request {
-            Request::ConfigureNetwork(network) => self.configure_network(network),
-            Request::Start(order) => self.start(*order),
-            Request::Signal { container, attempt, signal } => self.signal(&container, attempt, signal),
-            Request::ReopenLogs => {
-                let live: Vec<_> = self.live.borrow().values().cloned().collect();
-                let result = live.iter().try_for_each(|live| live.log.borrow_mut().reopen());
-                result.map_or_else(|e| refuse("LogError", e), |()| Reply::Ok)
-            }
-            Request::Shutdown => self.shutdown().await,
-        }
-    }
-
-    fn configure_network(&self, network: PodNetwork) -> Reply {
+    /// Configures the pod's side of the network.
+    pub(super) fn configure_network(&self, network: PodNetwork) -> Reply {
         use cumulet_net::pod_side::{PodSide, configure};
-        if self.state.borrow().network.as_ref() == Some(&network) {
+        if self.record.network().as_ref() == Some(&network) {
             return Reply::Ok;
         }
         let side = PodSide::parse(&network.interface, &network.address, &network.gateway, network.mtu);
         if let Err(error) = side.and_then(|side| configure(&side)) {
             return refuse("NetworkError", error);
         }
-        self.state.borrow_mut().network = Some(network);
-        self.save();
+        self.record.set_network(network);
         Reply::Ok
     }
 
-    fn start(self: &Rc<Self>, order: ContainerStart) -> Reply {
-        let newest = self.state.borrow().containers.get(&order.name).map(|i| i.attempt);
-        if newest.is_some_and(|newest| order.attempt <= newest) {
+    /// Starts an instance, unless it or a later one was started before.
+    pub(super) fn start(self: &Rc<Self>, order: ContainerStart) -> Reply {
+        if self.record.newest(&order.name).is_some_and(|newest| order.attempt <= newest) {
             return Reply::Ok;
         }
         if self.live.borrow().contains_key(&order.name) {
@@ -131,7 +86,7 @@ impl Pod {
             Ok(()) => Reply::Ok,
             Err(error) => {
                 if let Error::Start(_) = &error {
-                    self.record_failed_start(&order, id, &error);
+                    self.record.put_failed_start(&order, id, error.reason(), error.to_string());
                 }
                 refuse(error.reason(), error)
             }
@@ -140,13 +95,13 @@ impl Pod {
 
     /// Starts a container. There is no await between the start of the process and its registration.
     fn try_start(self: &Rc<Self>, order: &ContainerStart, id: &str) -> Result<(), Error> {
-        if order.name.is_empty() || order.name.len() > 253 || order.name.contains(['/', '\0']) {
+        if !is_name(&order.name) {
             return Err(Error::Invalid(format!("container name {:?}", order.name)));
         }
         let bundle = Bundle {
             id: id.to_owned(),
-            dir: self.dir.join(files::RUNS).join(format!("{}-{}", order.name, order.attempt)),
-            state_root: self.dir.join(files::RUNTIME),
+            dir: self.record.dir.join(files::RUNS).join(format!("{}-{}", order.name, order.attempt)),
+            state_root: self.record.dir.join(files::RUNTIME),
             cgroup: order.spec.cgroup.clone(),
         };
         let spec = self.complete(order)?;
@@ -179,13 +134,12 @@ impl Pod {
             stdin: RefCell::new(stdin),
             stdin_once: order.stdin_once,
             terminal,
-            log: RefCell::new(Log::open(self.log_path(order), self.log_limits())),
-            attached: RefCell::default(),
+            output: Output::new(self.record.open_log(&order.name, order.attempt)),
         });
         let pumps: Vec<_> = sources.into_iter().map(|(from, channel)| live.pump(from, channel)).collect();
         self.live.borrow_mut().insert(order.name.clone(), live.clone());
         let running = InstanceState::Running { started_at_us: live.started_at_us, pid };
-        self.record(&order.name, order.attempt, id.to_owned(), running);
+        self.record.put(&order.name, order.attempt, id.to_owned(), running);
         let words = LastWords {
             file: message_source(&live.spec.mounts, &order.termination_message_path),
             from_logs: order.termination_message_from_logs,
@@ -205,9 +159,10 @@ impl Pod {
         spec.namespaces.uts = own("uts");
         let path = &order.termination_message_path;
         if !path.is_empty() && message_source(&spec.mounts, path).is_none() {
-            let file = self.dir.join(files::RUNS).join(format!("{}-{}.message", order.name, order.attempt));
+            let file =
+                self.record.dir.join(files::RUNS).join(format!("{}-{}.message", order.name, order.attempt));
             let create = || -> std::io::Result<()> {
-                std::fs::create_dir_all(self.dir.join(files::RUNS))?;
+                std::fs::create_dir_all(self.record.dir.join(files::RUNS))?;
                 std::fs::write(&file, b"")?;
                 // Whoever the container runs as may write it.
                 std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o666))
@@ -221,28 +176,6 @@ impl Pod {
             });
         }
         Ok(spec)
-    }
-
-    fn log_path(&self, order: &ContainerStart) -> PathBuf {
-        Path::new(&self.sandbox.log_dir).join(&order.name).join(format!("{}.log", order.attempt))
-    }
-
-    fn log_limits(&self) -> Limits {
-        Limits { max_bytes: self.sandbox.log_max_bytes, max_files: self.sandbox.log_max_files }
-    }
-
-    fn record_failed_start(&self, order: &ContainerStart, id: String, error: &Error) {
-        let now = now_us();
-        let ended = Ended {
-            id: id.clone(),
-            exit_code: 128,
-            signal: 0,
-            reason: error.reason().to_owned(),
-            message: last_bytes(error.to_string(), MAX_MESSAGE),
-            started_at_us: now,
-            finished_at_us: now,
-        };
-        self.record(&order.name, order.attempt, id, InstanceState::Ended(ended));
     }
 
     /// Waits for the end of a container and does everything that follows from it.
@@ -284,12 +217,13 @@ impl Pod {
             tracing::warn!(container = %name, %error, "cannot remove what the container left");
         }
         self.live.borrow_mut().remove(&name);
-        self.record(&name, live.attempt, live.id.clone(), InstanceState::Ended(ended));
+        self.record.put(&name, live.attempt, live.id.clone(), InstanceState::Ended(ended));
         self.ended.notify_waiters();
-        live.detach_all(status.code).await;
+        live.output.detach_all(status.code).await;
     }
 
-    fn signal(&self, container: &str, attempt: u32, number: i32) -> Reply {
+    /// Signals the main process of an instance, or kills all of it.
+    pub(super) fn signal(&self, container: &str, attempt: u32, number: i32) -> Reply {
         use nix::sys::signal::{Signal, kill};
         let Some(live) = self.find(container).filter(|live| live.attempt == attempt) else {
             return Reply::Ok;
@@ -305,7 +239,15 @@ impl Pod {
         done.map_or_else(|e| refuse("SignalError", e), |()| Reply::Ok)
     }
 
-    async fn shutdown(&self) -> Reply {
+    /// Opens the log files by their names again.
+    pub(super) fn reopen_logs(&self) -> Reply {
+        let live: Vec<_> = self.live.borrow().values().cloned().collect();
+        let result = live.iter().try_for_each(|live| live.output.log.borrow_mut().reopen());
+        result.map_or_else(|e| refuse("LogError", e), |()| Reply::Ok)
+    }
+
+    /// Kills what runs and removes the pod's cgroup.
+    pub(super) async fn shutdown(&self) -> Reply {
         let running: Vec<_> = self.live.borrow().values().cloned().collect();
         for live in running {
             if let Err(error) = Cgroup::new(&live.bundle.cgroup).and_then(|cgroup| cgroup.kill()) {
@@ -326,35 +268,9 @@ impl Pod {
         }
         let remove = || -> Result<(), cumulet_container::cgroup::CgroupError> {
             Cgroup::leave()?;
-            Cgroup::new(&self.sandbox.cgroup)?.remove()
+            Cgroup::new(&self.record.sandbox.cgroup)?.remove()
         };
         remove().map_or_else(|e| refuse("CgroupError", e), |()| Reply::Ok)
-    }
-
-    /// Records the newest instance of a container: in memory, on disk, to the listeners.
-    fn record(&self, name: &str, attempt: u32, id: String, new: InstanceState) {
-        let instance = {
-            let mut state = self.state.borrow_mut();
-            let before = state.containers.remove(name);
-            let previous = match before {
-                Some(Instance { attempt: old, previous, .. }) if old == attempt => previous,
-                Some(Instance { state: InstanceState::Ended(ended), .. }) => Some(Box::new(ended)),
-                _ => None,
-            };
-            let instance = Instance { attempt, id, state: new, previous };
-            state.containers.insert(name.to_owned(), instance.clone());
-            instance
-        };
-        self.save();
-        let event = Event::Container { name: name.to_owned(), instance };
-        self.listeners.borrow_mut().retain(|listener| listener.try_send(event.clone()).is_ok());
-    }
-
-    fn save(&self) {
-        if let Err(error) = files::write_json(&self.dir.join(files::STATE), &*self.state.borrow()) {
-            // The pod goes on; only its history would be lost with the supervisor.
-            tracing::error!(%error, "cannot write the pod's state");
-        }
     }
 }
 
@@ -376,7 +292,7 @@ impl LastWords {
         };
         let message = self.file.as_ref().and_then(|path| read(path).ok()).unwrap_or_default();
         if message.is_empty() && self.from_logs && exit_code != 0 {
-            return live.log.borrow().tail();
+            return live.output.log.borrow().tail();
         }
         message
     }
@@ -402,20 +318,4 @@ pub(super) async fn drain(pumps: Vec<tokio::task::JoinHandle<()>>) {
     if timeout(DRAIN, all).await.is_err() {
         stop.iter().for_each(tokio::task::AbortHandle::abort);
     }
-}
-
-pub(super) fn refuse(reason: &str, message: impl std::fmt::Display) -> Reply {
-    Reply::Error { reason: reason.to_owned(), message: message.to_string() }
-}
-
-/// 64 random hexadecimal digits.
-fn new_id() -> std::io::Result<String> {
-    let mut random = [0_u8; 32];
-    std::fs::File::open("/dev/urandom")?.read_exact(&mut random)?;
-    Ok(random.iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
-fn now_us() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }

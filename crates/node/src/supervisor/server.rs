@@ -3,8 +3,8 @@
 //! Every connection has a task of its own; requests of one connection are carried out in order. The supervisor ends
 //! when the reply to a `Shutdown` has been written.
 
+use super::backend::{Backend, refuse};
 use super::frame::{self, Frame};
-use super::pod::{Pod, refuse};
 use super::proto::{Event, Hello, Reply, Request, ToClient, VERSION};
 use super::session;
 use std::io;
@@ -17,7 +17,7 @@ use tokio::sync::{Notify, mpsc};
 const REPLY_QUEUE: usize = 8;
 
 /// Serves until a shutdown has been carried out.
-pub(super) async fn serve(listener: UnixListener, pod: Rc<Pod>) -> io::Result<()> {
+pub(super) async fn serve(listener: UnixListener, backend: Backend) -> io::Result<()> {
     let stop = Rc::new(Notify::new());
     loop {
         let stream = tokio::select! {
@@ -29,17 +29,17 @@ pub(super) async fn serve(listener: UnixListener, pod: Rc<Pod>) -> io::Result<()
         if stream.peer_cred()?.uid() != nix::unistd::geteuid().as_raw() {
             continue;
         }
-        let (pod, stop) = (pod.clone(), stop.clone());
+        let (backend, stop) = (backend.clone(), stop.clone());
         // Ends with its connection.
         tokio::task::spawn_local(async move {
-            if let Err(error) = connection(stream, &pod, &stop).await {
+            if let Err(error) = connection(stream, &backend, &stop).await {
                 tracing::debug!(%error, "connection ended");
             }
         });
     }
 }
 
-async fn connection(stream: UnixStream, pod: &Rc<Pod>, stop: &Notify) -> io::Result<()> {
+async fn connection(stream: UnixStream, backend: &Backend, stop: &Notify) -> io::Result<()> {
     let (mut reader, mut writer) = stream.into_split();
     let Some(first) = frame::read(&mut reader).await? else { return Ok(()) };
     let hello: Hello = first.decode()?;
@@ -52,11 +52,11 @@ async fn connection(stream: UnixStream, pod: &Rc<Pod>, stop: &Notify) -> io::Res
         .await;
     }
     if hello.session {
-        return session::serve(pod, reader, writer).await;
+        return session::serve(backend, reader, writer).await;
     }
     let (replies, reply_receiver) = mpsc::channel(REPLY_QUEUE);
-    let writing = tokio::task::spawn_local(write(writer, pod.listen(), reply_receiver));
-    let result = requests(&mut reader, pod, &replies).await;
+    let writing = tokio::task::spawn_local(write(writer, backend.listen(), reply_receiver));
+    let result = requests(&mut reader, backend, &replies).await;
     drop(replies);
     // The writer ends when it has written the last reply.
     let _ = writing.await;
@@ -69,13 +69,13 @@ async fn connection(stream: UnixStream, pod: &Rc<Pod>, stop: &Notify) -> io::Res
 /// Carries out requests until the client goes or the pod has been shut down; true for the latter.
 async fn requests(
     reader: &mut OwnedReadHalf,
-    pod: &Rc<Pod>,
+    backend: &Backend,
     replies: &mpsc::Sender<Reply>,
 ) -> io::Result<bool> {
     while let Some(frame) = frame::read(reader).await? {
         let request: Request = frame.decode()?;
         let shutdown = matches!(request, Request::Shutdown);
-        let reply = pod.handle(request).await;
+        let reply = backend.handle(request).await;
         let done = shutdown && matches!(reply, Reply::Ok);
         if replies.send(reply).await.is_err() || done {
             return Ok(done);
