@@ -15,7 +15,7 @@ const LAYERS: &[(u8, &[&str])] = &[
     (3, &["cumulet-store", "cumulet-images", "cumulet-container", "cumulet-net", "cumulet-dns"]),
     (4, &["cumulet-apiserver", "cumulet-controllers", "cumulet-node", "cumulet-cli"]),
     (5, &["cumulet"]),
-    (6, &["cumulet-e2e", "cumulet-perf", "xtask"]),
+    (6, &["cumulet-e2e", "cumulet-fuzz", "cumulet-perf", "xtask"]),
 ];
 
 /// Dependencies within one layer that are meant: the contract speaks the vocabulary, the benchmarks use the harness.

@@ -1,4 +1,4 @@
-//! Tasks of this repository: `cargo xtask setup | demo | test | bench NAME | lint | examples | schema`.
+//! Tasks of this repository: `cargo xtask setup | demo | test | bench NAME | fuzz NAME | lint | examples | schema`.
 //!
 //! Only the standard library and two small crates, so that it is built in seconds on a machine on which nothing else
 //! can be built yet: `setup` is what makes the rest buildable.
@@ -6,6 +6,7 @@
 mod bench;
 mod demo;
 mod examples;
+mod fuzz;
 mod lint;
 mod schema;
 mod setup;
@@ -22,6 +23,7 @@ cargo xtask <task>
   demo         builds, starts a cloud, deploys examples/hello, shows what happened
   test [NAME]  installs what it needs, then runs every test (or those whose name contains NAME)
   bench NAME   runs a benchmark and prints JSON; `bench all` runs every one
+  fuzz [NAME]  builds and runs the fuzz targets (--seconds N for each; 0 only replays what is known)
   lint         checks dependency direction, module docs and sizes
   examples     builds the programs that the examples' images contain
   schema       regenerates the schema table from Kubernetes' Go sources (--from DIR)
@@ -45,6 +47,7 @@ fn run(args: &[String]) -> anyhow::Result<()> {
         Some("demo") => demo::run(),
         Some("test") => test::run(rest),
         Some("bench") => bench::run(rest),
+        Some("fuzz") => fuzz::run(rest),
         Some("lint") => lint::run(),
         Some("examples") => examples::build(),
         Some("schema") => schema::run(rest),

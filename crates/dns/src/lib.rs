@@ -19,3 +19,22 @@ mod zone;
 pub use forward::Upstreams;
 pub use server::{DnsServer, Error};
 pub use zone::{Data, Zone};
+
+/// What the server sends for a packet when an upstream, if it needs one, answers `upstream`: the whole way of hostile
+/// bytes without sockets, for fuzzing.
+#[doc(hidden)]
+pub fn exchange(zone: &Zone, packet: &[u8], upstream: &[u8], tcp: bool) -> Option<Vec<u8>> {
+    use answer::{Outcome, Transport, answer};
+    match answer(zone, packet, if tcp { Transport::Tcp } else { Transport::Udp }) {
+        Outcome::Reply(reply) => Some(reply),
+        Outcome::Drop => None,
+        Outcome::Forward(request) => {
+            request.upstream_query(1)?;
+            Some(request.relay(upstream.to_vec()))
+        }
+        Outcome::Chase(reply, request, query) => {
+            request.query_for(1, query)?;
+            Some(request.complete(*reply, upstream))
+        }
+    }
+}
