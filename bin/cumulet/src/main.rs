@@ -6,6 +6,7 @@
 mod detach;
 mod down;
 mod ranges;
+mod registry;
 mod up;
 
 use clap::Parser;

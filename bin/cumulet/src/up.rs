@@ -9,6 +9,7 @@
 
 use crate::detach::Waiter;
 use crate::ranges::{self, Ranges};
+use crate::registry::Registry;
 use anyhow::{Context, bail};
 use cumulet_apiserver::{ApiServer, ApiServerConfig, ReadyCheck};
 use cumulet_cli::StateDir;
@@ -124,6 +125,7 @@ impl Cloud {
             let dir = state.images();
             blocking(move || ImageStore::open(&dir).context("cannot open the images")).await?
         };
+        let registry = Registry::open(state, options, images.clone()).await?;
         let mut config = ApiServerConfig::new(state.path());
         config.service_cidr = ranges.services;
         config.node_name.clone_from(&node_name);
@@ -145,6 +147,7 @@ impl Cloud {
                 }
             });
         }
+        servers.spawn(registry.serve(shutdown.clone()));
         let mut controllers_config = ControllersConfig::new(&node_name);
         controllers_config.api_endpoint = Some(inside);
         controllers_config.root_ca_pem = Some(api.ca_pem().to_owned());

@@ -59,6 +59,12 @@ pub struct Up {
     /// Addresses of Services.
     #[arg(long, value_name = "CIDR")]
     pub service_cidr: Option<String>,
+    /// Where the registry listens: 127.0.0.1:5000, or another port there when that one is in use.
+    #[arg(long, env = "CUMULET_REGISTRY_LISTEN", value_name = "ADDRESS:PORT")]
+    pub registry_listen: Option<SocketAddr>,
+    /// Who may use the registry: a file with name:password lines. Needed when it does not listen on loopback.
+    #[arg(long, value_name = "FILE")]
+    pub registry_users: Option<PathBuf>,
     /// Name of the node; the host name when absent.
     #[arg(long, value_name = "NAME")]
     pub node_name: Option<String>,

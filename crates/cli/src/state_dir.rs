@@ -57,6 +57,16 @@ impl StateDir {
         self.dir.join("images")
     }
 
+    /// Where the address of the registry is written.
+    pub fn registry(&self) -> PathBuf {
+        self.dir.join("registry")
+    }
+
+    /// The address of the registry, if the cloud ever ran.
+    pub fn registry_address(&self) -> Option<String> {
+        fs::read_to_string(self.registry()).ok().map(|text| text.trim().to_owned())
+    }
+
     /// Creates the directory, for its owner only.
     pub fn create(&self) -> anyhow::Result<()> {
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir);

@@ -35,6 +35,7 @@ pub(crate) async fn run(state: &StateDir, format: Format) -> anyhow::Result<u8> 
     report["stateDir"] = json!(state.path());
     report["running"] = json!(true);
     report["pid"] = json!(pid);
+    report["registry"] = json!(state.registry_address());
     report["residentBytes"] = json!(resident_bytes(pid));
     print(&report, format, people)?;
     Ok(if report.get("problem").is_some() { exit::FAILURE } else { exit::OK })
@@ -107,6 +108,9 @@ fn people(report: &Value) {
             .flatten()
             .map(|(phase, n)| format!("{n} {phase}"))
             .collect();
+        if let Some(address) = report["registry"].as_str() {
+            row("registry", address.to_owned());
+        }
         row("pods", if pods.is_empty() { "none".to_owned() } else { pods.join(", ") });
     }
     let rows: Vec<Vec<String>> = rows;

@@ -29,7 +29,8 @@ pub fn program() -> PathBuf {
     dir.map(|dir| dir.join("cumulet")).unwrap_or_else(|| "cumulet".into())
 }
 
-fn examples() -> PathBuf {
+/// Where the examples are.
+pub fn examples() -> PathBuf {
     std::env::var_os("CUMULET_EXAMPLES")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples"), PathBuf::from)
 }

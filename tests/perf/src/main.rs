@@ -4,6 +4,7 @@
 //! generators run on the same machine and take their share of it, as in the figures they are compared with.
 
 mod http1;
+mod images;
 mod memory;
 mod pods;
 mod store;
@@ -12,7 +13,7 @@ mod up;
 use anyhow::bail;
 use serde_json::{Value, json};
 
-const NAMES: &[&str] = &["up", "idle", "pods", "scale", "store", "supervisor"];
+const NAMES: &[&str] = &["up", "idle", "pods", "scale", "store", "supervisor", "images"];
 
 fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -38,6 +39,7 @@ fn run(name: &str) -> anyhow::Result<Value> {
         "pods" => runtime.block_on(pods::one_by_one()),
         "scale" => runtime.block_on(pods::scale()),
         "store" => runtime.block_on(store::run()),
+        "images" => runtime.block_on(images::run()),
         "supervisor" => runtime.block_on(memory::supervisors()),
         _ => bail!("no benchmark {name}"),
     }
