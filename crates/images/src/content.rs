@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 /// How long content without an image is kept for the one who was told of it.
-const LEASE: Duration = Duration::from_secs(3600);
+pub(crate) const LEASE: Duration = Duration::from_secs(3600);
 /// Most layers of one image that are unpacked at a time.
 const MAX_UNPACKERS: usize = 4;
 

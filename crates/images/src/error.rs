@@ -91,7 +91,7 @@ pub enum ImageError {
     },
 }
 
-fn place(at: Option<(u64, u64)>) -> String {
+pub(crate) fn place(at: Option<(u64, u64)>) -> String {
     at.map_or_else(String::new, |(line, column)| format!(":{line}:{column}"))
 }
 

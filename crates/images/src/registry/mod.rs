@@ -9,6 +9,7 @@
 //! Both sides are asynchronous at the network and hand bytes to blocking threads for the disk. Neither holds the
 //! store's content lock while it waits for the other side: see [`crate::content`].
 
+pub(crate) mod client;
 pub(crate) mod endpoint;
 mod sink;
 

@@ -2,6 +2,7 @@
 //!
 //! The file stays when the stream breaks, so that it can go on later; who made it removes it.
 
+use crate::content::Claim;
 use crate::error::io;
 use crate::{Digest, ImageError};
 use bytes::Bytes;
@@ -22,6 +23,8 @@ pub(crate) struct Sink {
     file: File,
     hash: Sha256,
     size: u64,
+    /// Ends when nothing writes to the file any more, also when who wanted it is gone.
+    claim: Option<Claim>,
 }
 
 /// Why a stream did not come to its end.
@@ -41,7 +44,7 @@ impl Sink {
     /// A new, empty file.
     pub(crate) fn create(path: PathBuf) -> Result<Self, ImageError> {
         let file = File::create(&path).map_err(io("make", &path))?;
-        Ok(Self { path, file, hash: Sha256::new(), size: 0 })
+        Ok(Self { path, file, hash: Sha256::new(), size: 0, claim: None })
     }
 
     /// Goes on with a file that may be there, unless it has more than `most` bytes. Reads it once.
@@ -67,7 +70,19 @@ impl Sink {
                 return Self::create(path);
             }
         }
-        Ok(Self { path, file, hash, size })
+        Ok(Self { path, file, hash, size, claim: None })
+    }
+
+    /// Keeps the right to produce the content for as long as the file is written.
+    pub(crate) fn guarded_by(mut self, claim: Claim) -> Self {
+        self.claim = Some(claim);
+        self
+    }
+
+    /// Begins anew, with an empty file.
+    pub(crate) fn restart(self) -> Result<Self, ImageError> {
+        let claim = self.claim;
+        Ok(Self { claim, ..Self::create(self.path)? })
     }
 
     pub(crate) fn size(&self) -> u64 {
@@ -85,10 +100,14 @@ impl Sink {
         Ok(())
     }
 
-    /// Flushes the file, and tells its digest and size.
-    pub(crate) fn finish(self) -> Result<(PathBuf, Digest, u64), ImageError> {
-        self.file.sync_all().map_err(io("write", &self.path))?;
-        Ok((self.path, Digest::from_hash(&self.hash.finalize()), self.size))
+    /// The digest of what was written.
+    pub(crate) fn digest(&self) -> Digest {
+        Digest::from_hash(&self.hash.clone().finalize())
+    }
+
+    /// Flushes the file to the disk.
+    pub(crate) fn sync(&self) -> Result<(), ImageError> {
+        self.file.sync_all().map_err(io("write", &self.path))
     }
 }
 

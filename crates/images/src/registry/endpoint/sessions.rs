@@ -143,16 +143,20 @@ impl Sessions {
     pub(super) fn finish(&self, repository: &str, id: Uuid, expected: &Digest) -> Result<u64, Refusal> {
         let (_, sink) = self.apply(repository, id, Event::Finish)?;
         let sink = sink.ok_or_else(unknown)?;
-        let (path, found, size) = sink.finish()?;
+        let (found, path) = (sink.digest(), sink.path());
+        let published = || {
+            sink.sync()?;
+            self.store.publish_blob(path, expected)
+        };
         let result = match found == *expected {
-            true => self.store.publish_blob(&path, expected).map(|()| size).map_err(Refusal::from),
+            true => published().map(|()| sink.size()).map_err(Refusal::from),
             false => {
                 let message = format!("the content has digest {found}, not {expected}: upload it again");
                 Err(Refusal::new(Code::DigestInvalid, message))
             }
         };
         // Published by renaming, or there already, or wrong.
-        let _ = std::fs::remove_file(&path);
+        let _ = std::fs::remove_file(path);
         result
     }
 
