@@ -45,9 +45,13 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use cumulet_cluster::{Cluster, PodStreams};
 use cumulet_store::{Range, Store, StoreOptions};
+use jiff::Timestamp;
 use registry::Registry;
+use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -58,7 +62,13 @@ pub struct ApiServer {
     pub(crate) openapi: openapi::Documents,
     pub(crate) ready_checks: ArcSwap<Vec<ReadyCheck>>,
     pki: pki::Pki,
+    /// Where the administrator's kubeconfig was written and for which address; written again with a new certificate.
+    kubeconfig_file: Mutex<Option<(PathBuf, SocketAddr)>>,
 }
+
+/// Time between two looks at what is left of the certificates' lives. They are renewed a month before their end, so a
+/// machine that sleeps in between is no harm.
+const RENEWAL_PERIOD: Duration = Duration::from_secs(24 * 3600);
 
 impl ApiServer {
     /// Opens the store and the certificates and makes the objects that every cloud has.
@@ -81,7 +91,14 @@ impl ApiServer {
         let openapi = openapi::Documents::new(&registry);
         let core = Core { store, registry, services, streams: ArcSwapOption::empty() };
         bootstrap::run(&core, &config).await?;
-        Ok(Arc::new(Self { core: Arc::new(core), config, openapi, ready_checks: ArcSwap::default(), pki }))
+        Ok(Arc::new(Self {
+            core: Arc::new(core),
+            config,
+            openapi,
+            ready_checks: ArcSwap::default(),
+            pki,
+            kubeconfig_file: Mutex::default(),
+        }))
     }
 
     /// Serves connections of `listener` until `shutdown`, then lets requests in progress finish for some seconds.
@@ -97,8 +114,35 @@ impl ApiServer {
             .pki
             .tls_config()
             .map_err(|message| OpenError::Pki { path: self.config.state_dir.join("pki"), message })?;
-        server::serve(self.clone(), listener, tls, shutdown).await;
-        Ok(())
+        tokio::select! {
+            () = server::serve(self.clone(), listener, tls, shutdown) => Ok(()),
+            // Never ends, so nothing is dropped before the server has drained.
+            never = self.keep_certificates() => match never {},
+        }
+    }
+
+    /// Renews certificates in time. A failure is told and tried again the next day, a month of which is left.
+    async fn keep_certificates(self: &Arc<Self>) -> Infallible {
+        loop {
+            tokio::time::sleep(RENEWAL_PERIOD).await;
+            let server = self.clone();
+            // Renewing flushes files.
+            match tokio::task::spawn_blocking(move || server.renew_certificates(Timestamp::now())).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(%error, "cannot renew the certificates"),
+                Err(error) => tracing::error!(%error, "renewing the certificates failed"),
+            }
+        }
+    }
+
+    fn renew_certificates(&self, now: Timestamp) -> Result<(), String> {
+        if !self.pki.renew(now)? {
+            return Ok(());
+        }
+        tracing::info!("the administrator's certificate was renewed");
+        let file = self.kubeconfig_file.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some((path, listen)) = file else { return Ok(()) };
+        self.write_kubeconfig(&path, listen).map_err(|e| format!("cannot write {}: {e}", path.display()))
     }
 
     /// Finishes what is being written and closes the store; later writes fail.
@@ -131,15 +175,15 @@ impl ApiServer {
                 std::net::Ipv6Addr::LOCALHOST.into()
             });
         }
-        let (cert, key) = self.pki.admin_pem();
+        let admin = self.pki.admin();
         format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: cumulet\nclusters:\n- name: cumulet\n  cluster:\n    \
              server: https://{reach}\n    certificate-authority-data: {}\ncontexts:\n- name: cumulet\n  context:\n    \
              cluster: cumulet\n    user: kubernetes-admin\nusers:\n- name: kubernetes-admin\n  user:\n    \
              client-certificate-data: {}\n    client-key-data: {}\n",
             STANDARD.encode(self.pki.ca_pem()),
-            STANDARD.encode(cert),
-            STANDARD.encode(key),
+            STANDARD.encode(&admin.cert),
+            STANDARD.encode(&admin.key),
         )
     }
 
@@ -148,11 +192,15 @@ impl ApiServer {
         self.pki.ca_pem()
     }
 
-    /// Writes the administrator's kubeconfig for a server at `listen`, readable only by its owner.
+    /// Writes the administrator's kubeconfig for a server at `listen`, readable only by its owner. It is written
+    /// again there when the certificate is renewed.
     ///
     /// # Errors
     /// When the file cannot be written.
     pub fn write_kubeconfig(&self, path: &std::path::Path, listen: SocketAddr) -> std::io::Result<()> {
-        pki::write_private(path, &self.kubeconfig(listen))
+        pki::write_private(path, &self.kubeconfig(listen))?;
+        let mut file = self.kubeconfig_file.lock().unwrap_or_else(PoisonError::into_inner);
+        *file = Some((path.to_owned(), listen));
+        Ok(())
     }
 }

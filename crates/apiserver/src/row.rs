@@ -110,8 +110,9 @@ pub trait Strategy: Sync {
         cumulet_api::names::dns1123_subdomain(name)
     }
 
-    /// The grace period of a deletion, in seconds; 0 deletes at once. Pods take it from their spec.
-    fn grace_period_seconds(&self, _object: &Value) -> i64 {
+    /// The grace period of a deletion, in seconds, when the client asks for `wanted`; 0 deletes at once. Only pods
+    /// have one.
+    fn grace_period_seconds(&self, _object: &Value, _wanted: Option<i64>) -> i64 {
         0
     }
 

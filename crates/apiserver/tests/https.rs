@@ -169,7 +169,13 @@ async fn errors_are_worded_as_in_kubernetes() {
         &client.get(&format!("{CONFIGMAPS}?fieldSelector=data.a=b")).await,
         400,
         "BadRequest",
-        "field label not supported",
+        "\"data.a\" is not a known field selector: only \"metadata.name\", \"metadata.namespace\"",
+    );
+    check(
+        &client.get("/api/v1/pods?fieldSelector=spec.nope%3Db").await,
+        400,
+        "BadRequest",
+        "field label not supported: spec.nope",
     );
     check(&client.get(&format!("{CONFIGMAPS}?labelSelector=a%20in%20b")).await, 400, "BadRequest", "");
     check(&client.get(&format!("{CONFIGMAPS}?resourceVersion=x")).await, 400, "BadRequest", "x");
@@ -319,6 +325,19 @@ async fn selectors_and_pages() {
     }
     let want: Vec<String> = (0..25).filter(|n| n % 2 == 1).map(|n| format!("c{n:02}")).collect();
     assert_eq!(found, want);
+
+    // How many are left is known only when no selector leaves any out.
+    let page = client.get(&format!("{CONFIGMAPS}?limit=4")).await.json();
+    let left = page["metadata"]["remainingItemCount"].as_u64().unwrap();
+    let rest = client
+        .get(&format!("{CONFIGMAPS}?limit=500&continue={}", page["metadata"]["continue"].as_str().unwrap()))
+        .await
+        .json();
+    assert_eq!(names(&rest).len() as u64, left);
+    assert!(rest["metadata"].get("remainingItemCount").is_none());
+    let page = client.get(&format!("{CONFIGMAPS}?limit=4&labelSelector=parity")).await.json();
+    assert!(page["metadata"]["continue"].is_string());
+    assert!(page["metadata"].get("remainingItemCount").is_none());
 
     let revision = revision.unwrap();
     let exact =

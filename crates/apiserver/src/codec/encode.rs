@@ -95,6 +95,9 @@ pub(crate) fn list(form: &Form<'_>, resource: &Resource, listed: &Listed) -> Res
     if let Some(next) = &listed.next {
         metadata["continue"] = next.as_str().into();
     }
+    if let Some(remaining) = listed.remaining {
+        metadata["remainingItemCount"] = remaining.into();
+    }
     let (kind, version) = match form.accepted.shape {
         Shape::Table => {
             let mut table = Writer::new(resource.row, form.include, &metadata, true);

@@ -26,7 +26,7 @@ pub(crate) const ROW: Row = Row {
         status_replicas: "/status/replicas",
         selector: "/spec/selector",
     }),
-    selectable_fields: &["status.replicas"],
+    selectable_fields: &[],
     columns: COLUMNS,
     cells,
     strategy: &ReplicaSets,
@@ -85,11 +85,6 @@ pub(super) fn status_errors(new: &Value) -> Errors {
     errors
 }
 
-/// The number of replicas as a field selector compares it.
-pub(super) fn selectable(object: &Value, field: &str) -> Option<String> {
-    (field == "status.replicas").then(|| int(object, field).unwrap_or(0).to_string())
-}
-
 struct ReplicaSets;
 
 impl Strategy for ReplicaSets {
@@ -130,10 +125,6 @@ impl Strategy for ReplicaSets {
     fn validate_status_update(&self, _old: &Value, new: &Value) -> Vec<FieldError> {
         status_errors(new)
     }
-
-    fn selectable(&self, object: &Value, field: &str) -> Option<String> {
-        selectable(object, field)
-    }
 }
 
 #[cfg(test)]
@@ -159,7 +150,6 @@ mod tests {
         let mut object = good();
         create(&mut object);
         check_cells(&ROW, &object, &["r", "0", "0", "0", "<unknown>", "c", "i:1", "app=x"]);
-        assert_eq!(ROW.strategy.selectable(&json!({}), "status.replicas").as_deref(), Some("0"));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::checks::{Errors, nonnegative};
 use super::printing::labels;
-use super::value::{at, default_to, drop_zeros, map, object_mut, set};
+use super::value::{at, default_to, drop_zeros, int, map, object_mut, set};
 use super::{lifecycle, pod, replicaset, template};
 use crate::row::{Row, Scale, Strategy};
 use cumulet_api::field::FieldError;
@@ -90,7 +90,7 @@ impl Strategy for ReplicationControllers {
     }
 
     fn selectable(&self, object: &Value, field: &str) -> Option<String> {
-        replicaset::selectable(object, field)
+        (field == "status.replicas").then(|| int(object, field).unwrap_or(0).to_string())
     }
 
     fn default_propagation(&self) -> Propagation {

@@ -91,10 +91,14 @@ fn bound(call: &Call<'_>, old: &Value, binding: &Value, node: &str) -> Result<Va
             new["metadata"][field][key] = value.clone();
         }
     }
-    let scheduled = json!({
+    let mut scheduled = json!({
         "type": "PodScheduled", "status": "True", "lastProbeTime": null,
         "lastTransitionTime": meta::time(jiff::Timestamp::now()),
     });
+    // The node's name is not the client's to change, so binding makes no new generation.
+    if meta::generation(old) > 0 {
+        scheduled["observedGeneration"] = meta::generation(old).into();
+    }
     if !new["status"].is_object() {
         new["status"] = json!({});
     }

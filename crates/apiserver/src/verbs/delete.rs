@@ -125,9 +125,7 @@ fn plan(resource: &Resource, old: &Value, options: &DeleteOptions, now: Timestam
             _ => return Plan::Wait,
         },
         None => {
-            let usual = resource.row.strategy.grace_period_seconds(old);
-            let grace =
-                if usual == 0 { 0 } else { options.grace_period_seconds.map_or(usual, at_least_zero) };
+            let grace = resource.row.strategy.grace_period_seconds(old, options.grace_period_seconds);
             let until = now.saturating_add(SignedDuration::from_secs(grace)).unwrap_or(now);
             mark(resource, &mut new, until, grace);
             if meta::generation(old) > 0 {
@@ -224,7 +222,18 @@ mod tests {
         check("pods", running.clone(), grace(-1), "mark 2026-01-01T00:00:01Z 1");
         check("pods", running, grace(0), "remove");
         check("pods", pod(json!({}), "", "Pending"), none(), "remove");
+        check("pods", pod(json!({}), "", "Pending"), grace(30), "remove");
         check("pods", pod(json!({}), "n", "Succeeded"), none(), "remove");
+        check("pods", pod(json!({}), "n", "Failed"), grace(30), "remove");
+        check(
+            "pods",
+            pod(json!({"finalizers": ["x/y"]}), "n", "Failed"),
+            none(),
+            "mark 2026-01-01T00:00:00Z 0 x/y",
+        );
+        let impatient = json!({"spec": {"nodeName": "n", "terminationGracePeriodSeconds": 0}});
+        check("pods", impatient.clone(), none(), "remove");
+        check("pods", impatient, grace(5), "mark 2026-01-01T00:00:05Z 5");
         let marked = json!({"deletionTimestamp": "2026-01-01T00:00:30Z", "deletionGracePeriodSeconds": 30});
         check("pods", pod(marked.clone(), "n", "Running"), none(), "wait");
         check("pods", pod(marked.clone(), "n", "Running"), grace(40), "wait");

@@ -36,6 +36,8 @@ pub(crate) struct Listed {
     pub(crate) revision: u64,
     /// The token for the next page.
     pub(crate) next: Option<String>,
+    /// How many objects come on later pages. Known, as in Kubernetes, only when no selector leaves any out.
+    pub(crate) remaining: Option<usize>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -97,7 +99,7 @@ impl Core {
         if !filter.is_everything() || filter.namespace().is_some() {
             found.items.retain(|record| filter.matches(record));
         }
-        Listed { items: found.items, revision: found.revision, next: None }
+        Listed { items: found.items, revision: found.revision, next: None, remaining: None }
     }
 
     fn list_page(
@@ -141,14 +143,24 @@ impl Core {
             }
             let page_full = limit != 0 && items.len() == limit;
             if page_full && (found.more || left.next().is_some()) {
-                let next = items.last().map(|last| write_token(&last.key, at_revision));
-                return Ok(Listed { items, revision: at_revision, next });
+                let last = items.last().map(|last| &last.key);
+                let remaining =
+                    if filter.is_everything() { self.count_after(call, at_revision, last) } else { None };
+                let next = last.map(|last| write_token(last, at_revision));
+                return Ok(Listed { items, revision: at_revision, next, remaining });
             }
             if !found.more {
-                return Ok(Listed { items, revision: at_revision, next: None });
+                return Ok(Listed { items, revision: at_revision, next: None, remaining: None });
             }
             after = last_of_scan;
         }
+    }
+
+    /// How many objects the list has behind `last`; `None` when the history ended meanwhile.
+    fn count_after(&self, call: &Call<'_>, revision: u64, last: Option<&Key>) -> Option<usize> {
+        let after = last.map(|key| (&*key.namespace, &*key.name));
+        let range = Range { namespace: call.namespace, after, limit: 0 };
+        Some(self.store.list_at(&call.resource.tag, revision, &range).ok()?.items.len())
     }
 
     /// Reads `resourceVersion` and `resourceVersionMatch`.

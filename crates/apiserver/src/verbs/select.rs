@@ -4,7 +4,7 @@
 
 use crate::object::body::NODE_INDEX;
 use crate::registry::Resource;
-use crate::row::Strategy;
+use crate::row::{Row, Strategy};
 use cumulet_api::Status;
 use cumulet_api::selector::{FieldSelector, Selector};
 use cumulet_store::Record;
@@ -20,6 +20,23 @@ pub(crate) struct Filter {
     strategy: Option<&'static dyn Strategy>,
     /// True when some field needs the decoded object.
     deep: bool,
+}
+
+/// Whether a field selector on this field needs the decoded object; 400 when the kind cannot be selected by it.
+///
+/// Kinds that have selectable fields of their own name all that they have; the others share a rule, which knows the
+/// namespace even where there is none, and has other words for what it does not know.
+fn needs_object(row: &Row, field: &str) -> Result<bool, Status> {
+    let own = !row.selectable_fields.is_empty();
+    match field {
+        "metadata.name" => Ok(false),
+        "metadata.namespace" if row.namespaced || !own => Ok(false),
+        field if row.selectable_fields.contains(&field) => Ok(true),
+        field if own => Err(Status::bad_request(format!("field label not supported: {field}"))),
+        field => Err(Status::bad_request(format!(
+            "{field:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\""
+        ))),
+    }
 }
 
 #[derive(Deserialize)]
@@ -47,22 +64,7 @@ impl Filter {
         let fields = fields.map_or(Ok(FieldSelector::default()), FieldSelector::parse).map_err(bad)?;
         let mut deep = false;
         for term in &fields.terms {
-            if term.field == "metadata.name"
-                || (term.field == "metadata.namespace" && resource.row.namespaced)
-            {
-                continue;
-            }
-            if !resource.row.selectable_fields.contains(&term.field.as_str()) {
-                return Err(Status::bad_request(format!(
-                    "Unable to find {:?} that match label selector {:?}, field selector {:?}: field label not \
-                     supported: {}",
-                    resource.api_version_kind(),
-                    labels.to_string(),
-                    fields.to_string(),
-                    term.field
-                )));
-            }
-            deep = true;
+            deep |= needs_object(resource.row, &term.field)?;
         }
         let namespace = namespace.map(str::to_owned);
         Ok(Self { namespace, labels, fields, strategy: Some(resource.row.strategy), deep })
@@ -139,5 +141,112 @@ impl Filter {
             Some(Value::String(text)) => text.clone(),
             Some(other) => other.to_string(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::Registry;
+    use cumulet_store::Key;
+    use serde_json::json;
+
+    fn select(plural: &str, namespace: &str, object: &Value, fields: &str) -> Result<bool, String> {
+        let registry = Registry::new(crate::kinds::rows());
+        let resource = registry.resources().find(|r| r.row.plural == plural).unwrap();
+        let filter = Filter::new(resource, None, None, Some(fields)).map_err(|status| {
+            assert_eq!(status.code, 400);
+            status.message
+        })?;
+        let key = Key::new(&resource.tag, namespace, "a");
+        let body = object.to_string().into();
+        let record = Record { key, body, revision: 1, created_revision: 1, index: Vec::new() };
+        Ok(filter.matches(&record))
+    }
+
+    fn check(plural: &str, object: &Value, matching: &[&str], others: &[&str]) {
+        let namespace = if matches!(plural, "nodes" | "namespaces" | "runtimeclasses") { "" } else { "n" };
+        for (selectors, wanted) in [(matching, true), (others, false)] {
+            for selector in selectors {
+                assert_eq!(select(plural, namespace, object, selector), Ok(wanted), "{plural} {selector}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_kind_is_selected_by_what_it_knows() {
+        let everywhere =
+            &["metadata.name=a", "metadata.namespace=n", "metadata.name!=b,metadata.namespace==n"];
+        for plural in ["configmaps", "pods", "deployments", "events", "services"] {
+            check(plural, &json!({}), everywhere, &["metadata.name=b", "metadata.namespace!=n"]);
+        }
+        let pod = json!({
+            "spec": {"nodeName": "w", "restartPolicy": "Never", "schedulerName": "s", "serviceAccountName": "d"},
+            "status": {"phase": "Running", "podIP": "10.0.0.1"},
+        });
+        check(
+            "pods",
+            &pod,
+            &[
+                "spec.nodeName=w,spec.restartPolicy=Never,spec.schedulerName=s,spec.serviceAccountName=d",
+                "status.phase=Running,status.podIP=10.0.0.1,spec.hostNetwork=false",
+                "status.phase!=Succeeded,status.phase!=Failed,status.nominatedNodeName=",
+            ],
+            &["spec.nodeName=", "spec.hostNetwork=true", "status.phase!=Running"],
+        );
+        let event = json!({
+            "involvedObject": {"kind": "Pod", "namespace": "n", "name": "p", "uid": "u", "apiVersion": "v1",
+                               "resourceVersion": "7", "fieldPath": "spec.containers{c}"},
+            "reason": "Pulled", "type": "Normal", "source": {"component": "kubelet"}, "reportingComponent": "r",
+        });
+        check(
+            "events",
+            &event,
+            &[
+                "involvedObject.kind=Pod,involvedObject.namespace=n,involvedObject.name=p,involvedObject.uid=u",
+                "involvedObject.apiVersion=v1,involvedObject.resourceVersion=7,type=Normal,reason=Pulled",
+                "involvedObject.fieldPath=spec.containers{c},source=kubelet,reportingComponent=r",
+            ],
+            &["source=r", "type=Warning"],
+        );
+        check("nodes", &json!({}), &["spec.unschedulable=false"], &["spec.unschedulable=true"]);
+        let cordoned = json!({"spec": {"unschedulable": true}});
+        check("nodes", &cordoned, &["spec.unschedulable=true"], &["spec.unschedulable!=true"]);
+        check("secrets", &json!({"type": "Opaque"}), &["type=Opaque"], &["type=x/y"]);
+        let active = json!({"status": {"phase": "Active"}});
+        check("namespaces", &active, &["status.phase=Active"], &["status.phase=Terminating"]);
+        let controller = json!({"status": {"replicas": 2}});
+        check("replicationcontrollers", &controller, &["status.replicas=2"], &["status.replicas=0"]);
+        check("replicationcontrollers", &json!({}), &["status.replicas=0"], &["status.replicas=1"]);
+        let service = json!({"spec": {"type": "NodePort", "clusterIP": "10.97.0.1"}});
+        check(
+            "services",
+            &service,
+            &["spec.type=NodePort,spec.clusterIP=10.97.0.1"],
+            &["spec.type=ClusterIP"],
+        );
+        check("runtimeclasses", &json!({}), &["metadata.namespace="], &["metadata.namespace=n"]);
+    }
+
+    #[test]
+    fn what_a_kind_does_not_know_is_refused() {
+        let check = |plural: &str, field: &str, words: &str| {
+            assert_eq!(
+                select(plural, "n", &json!({}), &format!("{field}=x")),
+                Err(words.to_owned()),
+                "{plural}"
+            );
+        };
+        check("pods", "spec.nope", "field label not supported: spec.nope");
+        check("events", "message", "field label not supported: message");
+        check("nodes", "metadata.namespace", "field label not supported: metadata.namespace");
+        check("namespaces", "metadata.namespace", "field label not supported: metadata.namespace");
+        let words = |field: &str| {
+            format!(
+                "\"{field}\" is not a known field selector: only \"metadata.name\", \"metadata.namespace\""
+            )
+        };
+        check("configmaps", "data.a", &words("data.a"));
+        check("replicasets", "status.replicas", &words("status.replicas"));
     }
 }

@@ -125,6 +125,7 @@ impl Scheduler {
         let patch = serde_json::json!({"status": {"conditions": [{
             "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message,
             "lastTransitionTime": since.unwrap_or_else(meta::now), "lastProbeTime": null,
+            "observedGeneration": pod.metadata.generation,
         }]}});
         let (ns, pod_name) = (namespace(&pod.metadata), name(&pod.metadata));
         match self.api.patch(ns, pod_name, Some("status"), PatchKind::Strategic, &patch).await {

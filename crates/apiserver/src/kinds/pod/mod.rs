@@ -68,7 +68,7 @@ impl Strategy for Pods {
         let mut status = json!({"phase": "Pending", "qosClass": class});
         if !items(object, "spec.schedulingGates").is_empty() {
             status["conditions"] = json!([{
-                "type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
+                "type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "observedGeneration": 1,
                 "message": "Scheduling is blocked due to non-empty scheduling gates"
             }]);
         }
@@ -117,12 +117,12 @@ impl Strategy for Pods {
         (field == "spec.hostNetwork").then(|| is_true(object, field).to_string())
     }
 
-    fn grace_period_seconds(&self, object: &Value) -> i64 {
+    fn grace_period_seconds(&self, object: &Value, wanted: Option<i64>) -> i64 {
         let ended = matches!(text(object, "status.phase"), "Succeeded" | "Failed");
         if ended || text(object, "spec.nodeName").is_empty() {
             return 0;
         }
-        match int(object, "spec.terminationGracePeriodSeconds") {
+        match wanted.or_else(|| int(object, "spec.terminationGracePeriodSeconds")) {
             Some(seconds) if seconds < 0 => 1,
             seconds => seconds.unwrap_or(0),
         }

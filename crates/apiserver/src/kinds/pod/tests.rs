@@ -38,6 +38,7 @@ fn pods_begin_pending_with_a_class() {
     let mut gated = spec(json!({"schedulingGates": [{"name": "a/b"}]}));
     ROW.strategy.prepare_create(&mut gated);
     assert_eq!(gated["status"]["conditions"][0]["reason"], "SchedulingGated");
+    assert_eq!(gated["status"]["conditions"][0]["observedGeneration"], 1);
 }
 
 #[test]
@@ -450,7 +451,7 @@ fn grace_depends_on_where_and_how_the_pod_is() {
     let check = |fields: Value, phase: &str, seconds: i64| {
         let mut pod = spec(fields);
         pod["status"] = json!({"phase": phase});
-        assert_eq!(ROW.strategy.grace_period_seconds(&pod), seconds, "{pod}");
+        assert_eq!(ROW.strategy.grace_period_seconds(&pod, None), seconds, "{pod}");
     };
     check(json!({"nodeName": "n", "terminationGracePeriodSeconds": 7}), "Running", 7);
     check(json!({"nodeName": "n", "terminationGracePeriodSeconds": -7}), "Running", 1);
