@@ -16,7 +16,7 @@ use cumulet_cli::StateDir;
 use cumulet_cli::args::Up;
 use cumulet_cluster::events::EventRecorder;
 use cumulet_controllers::{Controllers, ControllersConfig};
-use cumulet_images::ImageStore;
+use cumulet_images::{Client, ClientOptions, ImageStore, RegistriesConfig};
 use cumulet_net::Network;
 use cumulet_node::services::{ServiceRouter, ServiceRouterConfig};
 use cumulet_node::{Node, NodeConfig, NodeDeps};
@@ -147,6 +147,7 @@ impl Cloud {
                 }
             });
         }
+        let own_registry = registry.hosts().to_vec();
         servers.spawn(registry.serve(shutdown.clone()));
         let mut controllers_config = ControllersConfig::new(&node_name);
         controllers_config.api_endpoint = Some(inside);
@@ -158,7 +159,9 @@ impl Cloud {
         let deps = NodeDeps {
             recorder: EventRecorder::spawn(cluster.clone(), "kubelet", &node_name, shutdown.clone()),
             cluster,
+            puller: puller(state, &images)?,
             images,
+            own_registry,
             network: network.clone(),
         };
         let service = SocketAddr::new(ranges.api().into(), API_SERVICE_PORT);
@@ -218,6 +221,12 @@ fn node_config(
     config.cgroup = ranges::cgroup(state);
     config.version = cumulet_apiserver::GIT_VERSION.trim_start_matches('v').to_owned();
     Ok(config)
+}
+
+/// What pulls images, with the mirrors that the administrator has set up.
+fn puller(state: &StateDir, images: &ImageStore) -> anyhow::Result<Client> {
+    let registries = RegistriesConfig::load(&state.registries())?;
+    Ok(Client::new(images.clone(), ClientOptions { registries, ..ClientOptions::default() })?)
 }
 
 /// What `/readyz` looks at besides the API server itself.

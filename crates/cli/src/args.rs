@@ -36,7 +36,7 @@ pub enum Command {
     Status(Output),
     /// Say what this machine can and cannot do, and the command that fixes it.
     Doctor(Output),
-    /// Build, load, save and list images.
+    /// Build, pull, push, load, save and list images.
     #[command(subcommand)]
     Image(Image),
     /// Commands of the built-in client.
@@ -126,6 +126,48 @@ pub enum Image {
     },
     /// List images.
     Ls(Output),
+    /// Fetch images from their registries, with the credentials of `docker login`.
+    Pull {
+        /// The images, such as docker.io/library/nginx:1 or 127.0.0.1:5000/me/app.
+        #[arg(required = true)]
+        images: Vec<String>,
+    },
+    /// Send an image to the registry in its name, or under another name.
+    Push {
+        /// The image.
+        image: String,
+        /// The name to push it under, when not its own.
+        target: Option<String>,
+    },
+    /// Give an image another name.
+    Tag {
+        /// The image.
+        image: String,
+        /// The new name.
+        name: String,
+    },
+    /// Show everything known of images, as JSON.
+    Inspect {
+        /// The images.
+        #[arg(required = true)]
+        images: Vec<String>,
+        /// json or yaml.
+        #[arg(long = "output", short = 'o', value_name = "FORMAT")]
+        format: Option<Format>,
+    },
+    /// Show how an image came to be, layer by layer.
+    History {
+        /// The image.
+        image: String,
+        #[command(flatten)]
+        #[expect(missing_docs, reason = "described by its type")]
+        output: Output,
+    },
+    /// Find images of this cloud, and so of its registry, by a part of their name.
+    Search {
+        /// A part of the name.
+        term: String,
+    },
     /// Forget a name; blobs go with the next prune.
     Rm {
         /// The images.

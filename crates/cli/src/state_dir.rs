@@ -62,6 +62,11 @@ impl StateDir {
         self.dir.join("registry")
     }
 
+    /// The file with mirrors and insecure registries; there need not be one.
+    pub fn registries(&self) -> PathBuf {
+        self.dir.join("registries.yaml")
+    }
+
     /// The address of the registry, if the cloud ever ran.
     pub fn registry_address(&self) -> Option<String> {
         fs::read_to_string(self.registry()).ok().map(|text| text.trim().to_owned())

@@ -17,11 +17,16 @@ pub(crate) fn render(headings: &[&str], rows: &[Vec<String>]) -> String {
     let mut text = String::new();
     for row in std::iter::once(&headings).chain(rows) {
         let line: Vec<String> =
-            widths.iter().zip(row).map(|(w, cell)| format!("{cell:<w$}", w = *w)).collect();
+            widths.iter().zip(row).map(|(w, cell)| format!("{:<w$}", printable(cell), w = *w)).collect();
         text.push_str(line.join("   ").trim_end());
         text.push('\n');
     }
     text
+}
+
+/// A text without what a terminal would obey: cells come from images and objects of strangers.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// A size as people read it.
@@ -51,6 +56,7 @@ mod tests {
             render(&["N", "M", "O"], &rows),
             "N     M           O\na     long cell   x\nbbb               y\n"
         );
+        assert_eq!(render(&["N"], &[vec!["\u{1b}[2J".to_owned()]]), "N\n [2J\n");
     }
 
     #[test]

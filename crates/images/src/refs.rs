@@ -16,6 +16,9 @@ pub(crate) struct Refs {
     pub(crate) refs: BTreeMap<String, Digest>,
     /// Documents without a name, kept until they are pruned.
     pub(crate) untagged: BTreeSet<Digest>,
+    /// Those of the names that came with a pull, so that their registry may know something newer.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub(crate) pulled: BTreeSet<String>,
     /// `registry/repository` → documents that were pushed there and not deleted there. Keeps nothing from pruning.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) repositories: BTreeMap<String, BTreeSet<Digest>>,
@@ -30,11 +33,19 @@ impl Refs {
             self.keep_untagged(old);
         }
         self.untagged.remove(digest);
+        self.pulled.remove(&name.to_string());
+    }
+
+    /// As [`Refs::tag`], for what a registry has under that name.
+    pub(crate) fn tag_pulled(&mut self, name: &Reference, digest: &Digest) {
+        self.tag(name, digest);
+        self.pulled.insert(name.to_string());
     }
 
     /// Takes a name away, and tells whether there was one.
     pub(crate) fn untag(&mut self, name: &str) -> bool {
         let found = self.refs.remove(name);
+        self.pulled.remove(name);
         if let Some(digest) = found.clone() {
             self.keep_untagged(digest);
         }
@@ -61,7 +72,31 @@ impl Refs {
     }
 }
 
+/// Where an image in the store has its name from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// It was built, loaded, tagged or pushed here.
+    Local,
+    /// It was pulled: its registry may have a newer one under the same name.
+    Registry,
+}
+
 impl ImageStore {
+    /// Where the image that is in the store under this name is from; `None` when there is none.
+    ///
+    /// # Errors
+    /// `BadReference`, or a store that cannot be read.
+    pub fn origin(&self, reference: &str) -> Result<Option<Origin>, ImageError> {
+        match self.find(reference) {
+            Err(ImageError::NotFound { .. }) => return Ok(None),
+            found => found.map(drop)?,
+        }
+        // What is asked for by digest never changes.
+        let name = Reference::parse(reference).map(|name| name.to_string()).unwrap_or_default();
+        let pulled = self.refs()?.pulled.contains(&name);
+        Ok(Some(if pulled { Origin::Registry } else { Origin::Local }))
+    }
+
     pub(crate) fn refs(&self) -> Result<Refs, ImageError> {
         let path = self.refs_path();
         let text = match std::fs::read(&path) {
@@ -120,6 +155,7 @@ impl ImageStore {
             Ok(name) if refs.untag(&name) => {}
             _ => {
                 refs.refs.retain(|_, tagged| *tagged != digest);
+                refs.pulled.retain(|name| refs.refs.contains_key(name));
                 refs.keep_untagged(digest);
             }
         }

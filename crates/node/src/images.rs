@@ -1,7 +1,19 @@
-//! What the node needs of an image: the one place that knows the image store.
+//! What the node needs of an image: the one place that knows the image store and the registry client.
+//!
+//! ```text
+//!   policy        there, pulled   there, made here   not there
+//!   Never         take it         take it            ErrImageNeverPull
+//!   IfNotPresent  take it         take it            pull
+//!   Always        pull            take it            pull
+//! ```
+//!
+//! Nothing is pulled from this cloud's own registry: what it has is in the store. The middle column is where a cloud on one machine differs from a cluster: an image that was built or loaded here, or
+//! pushed here, has no other place that could have a newer one.
 
-use cumulet_images::ImageStore;
+use cumulet_images::{Client, ImageStore, Keyring, Origin, Reference};
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
 
 /// An image that is in the store, unpacked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,35 +46,103 @@ pub(crate) struct ImageError {
     pub(crate) message: String,
 }
 
-/// Looks an image up. Nothing is pulled: what is not in the store has to be brought there by its owner.
-///
-/// # Errors
-/// [`ImageError`] with the reason that Kubernetes uses. Blocks on file reads.
-pub(crate) fn resolve(
-    store: &ImageStore,
-    reference: &str,
-    pull_policy: Option<&str>,
-) -> Result<ResolvedImage, ImageError> {
-    use cumulet_images::ImageError as StoreError;
-    let failed = |reason, error: &StoreError| ImageError { reason, message: error.to_string() };
-    let image = store.resolve(reference).map_err(|error| match &error {
-        StoreError::BadReference { .. } => failed("InvalidImageName", &error),
-        StoreError::NotFound { .. } if pull_policy == Some("Never") => ImageError {
-            reason: "ErrImageNeverPull",
-            message: format!(
-                "Container image \"{reference}\" is not present with pull policy of Never: {error}"
-            ),
-        },
-        _ => failed("ErrImagePull", &error),
-    })?;
-    Ok(ResolvedImage {
-        id: image.digest.to_string(),
-        layers: image.layers,
-        entrypoint: image.config.entrypoint,
-        cmd: image.config.cmd,
-        env: image.config.env,
-        working_dir: image.config.workdir,
-        user: image.config.user,
-        stop_signal: image.config.stop_signal,
-    })
+impl ImageError {
+    pub(crate) fn pull(error: &dyn std::fmt::Display) -> Self {
+        Self { reason: "ErrImagePull", message: error.to_string() }
+    }
+
+    fn name(error: &dyn std::fmt::Display) -> Self {
+        Self { reason: "InvalidImageName", message: error.to_string() }
+    }
+}
+
+/// The images of this machine, and the way to get more.
+#[derive(Clone)]
+pub(crate) struct Images {
+    store: ImageStore,
+    client: Arc<Client>,
+    /// What this cloud's own registry is called.
+    own: Vec<String>,
+}
+
+impl Images {
+    pub(crate) fn new(store: ImageStore, client: Client, own: Vec<String>) -> Self {
+        Self { store, client: Arc::new(client), own }
+    }
+
+    /// Looks an image up in the store, unpacking what is not unpacked. Nothing is pulled. Blocks on files.
+    ///
+    /// # Errors
+    /// `InvalidImageName`; `ErrImageNeverPull` or `ErrImagePull`, as the policy is, when it is not there or damaged.
+    pub(crate) fn present(&self, reference: &str, policy: Option<&str>) -> Result<ResolvedImage, ImageError> {
+        use cumulet_images::ImageError as StoreError;
+        let image = self.store.resolve(reference).map_err(|error| match &error {
+            StoreError::BadReference { .. } => ImageError::name(&error),
+            StoreError::NotFound { .. } if policy == Some("Never") => ImageError {
+                reason: "ErrImageNeverPull",
+                message: format!(
+                    "Container image \"{reference}\" is not present with pull policy of Never: {error}"
+                ),
+            },
+            _ => ImageError::pull(&error),
+        })?;
+        Ok(ResolvedImage {
+            id: image.digest.to_string(),
+            layers: image.layers,
+            entrypoint: image.config.entrypoint,
+            cmd: image.config.cmd,
+            env: image.config.env,
+            working_dir: image.config.workdir,
+            user: image.config.user,
+            stop_signal: image.config.stop_signal,
+        })
+    }
+
+    /// Whether an image has to be pulled before it is used. Blocks on files.
+    ///
+    /// # Errors
+    /// `InvalidImageName`, or a store that cannot be read.
+    pub(crate) fn must_pull(&self, reference: &str, policy: Option<&str>) -> Result<bool, ImageError> {
+        let name = Reference::parse(reference).map_err(|error| ImageError::name(&error))?;
+        if policy == Some("Never") || self.own.iter().any(|host| host == name.registry()) {
+            return Ok(false);
+        }
+        let origin = self.store.origin(reference).map_err(|error| ImageError::pull(&error))?;
+        Ok(match origin {
+            None => true,
+            Some(Origin::Local) => false,
+            Some(Origin::Registry) => policy == Some("Always"),
+        })
+    }
+
+    /// Pulls an image, and gives the words of the event that says so.
+    ///
+    /// # Errors
+    /// `ErrImagePull` with the registry's words.
+    pub(crate) async fn pull(&self, reference: &str, keyring: &Keyring) -> Result<String, ImageError> {
+        let start = Instant::now();
+        let name = Reference::parse(reference).map_err(|error| ImageError::name(&error))?;
+        let pulled = self.client.pull(&name, keyring, &()).await.map_err(|error| ImageError::pull(&error))?;
+        let took = start.elapsed().as_secs_f64();
+        let size = pulled.size_bytes;
+        Ok(format!("Successfully pulled image \"{reference}\" in {took:.3}s. Image size: {size} bytes."))
+    }
+}
+
+/// The credentials for a pod's images: its pull secrets, then what this process's user has (`docker login`). Also
+/// tells what of that cannot be read. Blocks on files.
+pub(crate) fn keyring<'a>(secrets: impl Iterator<Item = (&'a str, &'a [u8])>) -> (Keyring, Vec<String>) {
+    let mut problems = Vec::new();
+    let mut keyring = Keyring::default();
+    for (name, bytes) in secrets {
+        match Keyring::from_docker_config(bytes) {
+            Ok(found) => keyring = keyring.merge(found),
+            Err(error) => problems.push(format!("image pull secret \"{name}\": {error}")),
+        }
+    }
+    match Keyring::of_user() {
+        Ok(own) => keyring = keyring.merge(own),
+        Err(error) => problems.push(error.to_string()),
+    }
+    (keyring, problems)
 }

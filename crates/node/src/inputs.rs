@@ -28,6 +28,7 @@ impl References {
     pub(crate) fn of(pod: &Pod) -> Self {
         let mut refs = Self::default();
         let Some(spec) = &pod.spec else { return refs };
+        refs.secrets.extend(spec.image_pull_secrets.iter().flatten().map(|secret| secret.name.clone()));
         for container in spec.init_containers.iter().flatten().chain(&spec.containers) {
             refs.add_container(container);
         }

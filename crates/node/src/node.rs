@@ -3,11 +3,12 @@
 use crate::agent;
 use crate::config::NodeConfig;
 use crate::dirs::NodeDirs;
+use crate::images::Images;
 use crate::inputs::Inputs;
 use crate::runner::{Runner, Shared};
 use cumulet_cluster::events::EventRecorder;
 use cumulet_cluster::{Api, Cluster, Informer, ListOptions};
-use cumulet_images::ImageStore;
+use cumulet_images::{Client, ImageStore};
 use cumulet_net::Network;
 use k8s_openapi::api::core::v1::Pod;
 use std::io;
@@ -21,6 +22,10 @@ pub struct NodeDeps {
     pub cluster: Arc<dyn Cluster>,
     /// The images of this machine.
     pub images: ImageStore,
+    /// Pulls images into them.
+    pub puller: Client,
+    /// What the registry that serves these same images is called in their names.
+    pub own_registry: Vec<String>,
     /// The pod network of this machine.
     pub network: Arc<Network>,
     /// Where events about pods go.
@@ -51,7 +56,7 @@ impl Node {
         let shared = Arc::new(Shared {
             machine: agent::Machine::read(),
             pods: Api::new(deps.cluster.clone()),
-            images: deps.images,
+            images: Images::new(deps.images, deps.puller, deps.own_registry),
             network: deps.network,
             recorder: deps.recorder,
             inputs,

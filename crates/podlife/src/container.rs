@@ -89,8 +89,8 @@ pub(crate) enum Image {
     Resolving { last: Option<(String, String)> },
     /// There.
     Ready,
-    /// Not there.
-    Failed { reason: String, message: String, back_off_at: Timestamp, retry_at: Timestamp },
+    /// Not there; `told` once an event has said that it is waited for.
+    Failed { reason: String, message: String, back_off_at: Timestamp, retry_at: Timestamp, told: bool },
 }
 
 /// One container.

@@ -25,6 +25,8 @@ pub enum Event {
         container: String,
         /// Digest for `status.imageID`.
         image_id: String,
+        /// How it was pulled, for people; absent when it was there already.
+        pulled: Option<String>,
     },
     /// The image of a container is not there.
     ImageFailed {

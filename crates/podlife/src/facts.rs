@@ -45,7 +45,7 @@ impl PodLife {
 
     pub(crate) fn on_image(&mut self, event: Event, now: Timestamp, fx: &mut Vec<Effect>) {
         match event {
-            Event::ImageResolved { container, image_id } => {
+            Event::ImageResolved { container, image_id, pulled } => {
                 let Some((digest, life)) = self.find_mut(&container) else { return };
                 if !matches!(life.image, Image::Resolving { .. }) {
                     return;
@@ -53,8 +53,8 @@ impl PodLife {
                 life.image = Image::Ready;
                 life.image_id = image_id;
                 life.pull = Default::default();
-                let message = format!("Container image \"{}\" already present on machine", digest.image);
-                fx.push(normal(Some(&container), "Pulled", message));
+                let present = || format!("Container image \"{}\" already present on machine", digest.image);
+                fx.push(normal(Some(&container), "Pulled", pulled.unwrap_or_else(present)));
             }
             Event::ImageFailed { container, reason, message } => {
                 let Some((digest, life)) = self.find_mut(&container) else { return };
@@ -71,7 +71,8 @@ impl PodLife {
                 fx.push(warning(Some(&container), event_reason, what));
                 fx.push(warning(Some(&container), "Failed", format!("Error: {reason}")));
                 let back_off_at = after(now, SHOW_PULL_ERROR);
-                life.image = Image::Failed { reason, message, back_off_at, retry_at: after(now, pause) };
+                let retry_at = after(now, pause);
+                life.image = Image::Failed { reason, message, back_off_at, retry_at, told: false };
             }
             _ => {}
         }

@@ -3,7 +3,7 @@
 use crate::container::{ContainerLife, Image, Run, after};
 use crate::digest::{ContainerDigest, Deletion, RestartPolicy, Role};
 use crate::event::{Effect, ProbeKind};
-use crate::machine::{Cause, Ending, PodLife, Sandbox, Volumes, normal};
+use crate::machine::{Cause, Ending, PodLife, Sandbox, Volumes, normal, warning};
 use crate::probe::ProbeLife;
 use jiff::{SignedDuration, Timestamp};
 
@@ -184,10 +184,20 @@ fn start(
 }
 
 fn ensure_image(digest: &ContainerDigest, life: &mut ContainerLife, now: Timestamp, fx: &mut Vec<Effect>) {
-    let last = match &life.image {
+    let last = match &mut life.image {
         Image::Unknown => None,
         Image::Failed { reason, message, retry_at, .. } if *retry_at <= now => {
             Some((reason.clone(), message.clone()))
+        }
+        Image::Failed { reason, back_off_at, told, .. } if *back_off_at <= now && !*told => {
+            *told = true;
+            if reason == "ErrImagePull" {
+                let message = format!("Back-off pulling image \"{}\"", digest.image);
+                fx.push(normal(Some(&digest.name), "BackOff", message));
+                let message = "Error: ImagePullBackOff".to_owned();
+                fx.push(warning(Some(&digest.name), "Failed", message));
+            }
+            return;
         }
         Image::Failed { .. } | Image::Resolving { .. } | Image::Ready => return,
     };

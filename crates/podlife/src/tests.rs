@@ -156,7 +156,7 @@ impl Sim {
         let event = match effect {
             Effect::PrepareVolumes => Event::VolumesReady,
             Effect::EnsureImage { container } => {
-                Event::ImageResolved { container, image_id: "sha256:1".into() }
+                Event::ImageResolved { container, image_id: "sha256:1".into(), pulled: None }
             }
             Effect::CreateSandbox => Event::SandboxReady { ips: vec!["10.86.0.2".into()] },
             Effect::StartContainer { container, attempt } => {
@@ -313,6 +313,8 @@ fn missing_image() {
     assert_eq!((sim.phase(), sim.word("a").as_str()), ("Pending", "ErrImagePull"));
     sim.pass(secs(3));
     assert_eq!(sim.word("a"), "ImagePullBackOff");
+    let told = sim.events.iter().filter(|(reason, _)| reason == "BackOff").count();
+    assert_eq!(told, 1, "{:?}", sim.events);
     sim.send(Event::ImagesChanged);
     assert_eq!(sim.word("a"), "ErrImagePull");
     sim.settle();

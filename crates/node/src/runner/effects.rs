@@ -1,11 +1,12 @@
 //! Carrying out what `podlife` decided. Every effect runs on its own and reports back; none blocks the pod's task.
 
+use super::image;
 use super::sandbox::{self, blocking};
 use super::start::start_container;
-use super::task::{PodContext, container};
+use super::task::PodContext;
 use crate::supervisor::client::GONE;
 use crate::supervisor::proto::Request;
-use crate::{images, probes, volumes};
+use crate::{probes, volumes};
 use cumulet_cluster::DeleteOptions;
 use cumulet_cluster::events::{EventType, reference};
 use cumulet_podlife::{Effect, Event, EventType as Kind};
@@ -28,7 +29,7 @@ pub(super) fn start(context: &Arc<PodContext>, effect: Effect) {
         }
         // All of these end by themselves and report to the pod's task; with the process they just stop.
         Effect::PrepareVolumes => drop(tokio::spawn(prepare_volumes(context))),
-        Effect::EnsureImage { container } => drop(tokio::spawn(ensure_image(context, container))),
+        Effect::EnsureImage { container } => drop(tokio::spawn(image::ensure(context, container))),
         Effect::CreateSandbox => drop(tokio::spawn(sandbox::create(context))),
         Effect::DestroySandbox => drop(tokio::spawn(sandbox::destroy(context))),
         Effect::StartContainer { container, attempt } => {
@@ -50,7 +51,13 @@ pub(super) fn start(context: &Arc<PodContext>, effect: Effect) {
     }
 }
 
-fn record(context: &PodContext, container: Option<String>, kind: Kind, reason: &str, message: &str) {
+pub(super) fn record(
+    context: &PodContext,
+    container: Option<String>,
+    kind: Kind,
+    reason: &str,
+    message: &str,
+) {
     let pod = context.pod();
     let mut object = reference(&*pod);
     object.field_path = container.map(|name| {
@@ -79,31 +86,6 @@ async fn prepare_volumes(context: Arc<PodContext>) {
         }
         Err(message) => context.report(Event::VolumesFailed { message }),
     }
-}
-
-async fn ensure_image(context: Arc<PodContext>, name: String) {
-    let pod = context.pod();
-    let wanted = container(&pod, &name);
-    let image = wanted.and_then(|c| c.image.clone()).unwrap_or_default();
-    let policy = wanted.and_then(|c| c.image_pull_policy.clone());
-    let store = context.shared.images.clone();
-    let found = tokio::task::spawn_blocking(move || images::resolve(&store, &image, policy.as_deref())).await;
-    let event = match found {
-        Ok(Ok(image)) => {
-            let image_id = image.id.clone();
-            context.live().images.insert(name.clone(), image);
-            Event::ImageResolved { container: name, image_id }
-        }
-        Ok(Err(error)) => {
-            Event::ImageFailed { container: name, reason: error.reason.to_owned(), message: error.message }
-        }
-        Err(error) => Event::ImageFailed {
-            container: name,
-            reason: "ErrImagePull".to_owned(),
-            message: error.to_string(),
-        },
-    };
-    context.report(event);
 }
 
 async fn signal(context: Arc<PodContext>, name: String, attempt: u32, kill: bool) {

@@ -12,6 +12,7 @@
 
 mod adopt;
 mod effects;
+mod image;
 mod sandbox;
 mod start;
 mod status;
@@ -20,15 +21,15 @@ mod task;
 use crate::agent::Machine;
 use crate::config::NodeConfig;
 use crate::dirs::NodeDirs;
+use crate::images::Images;
 use crate::inputs::{Inputs, References};
 use adopt::FoundPod;
 use cumulet_cluster::events::EventRecorder;
 use cumulet_cluster::informer::{Change, key};
 use cumulet_cluster::{Api, Informer};
-use cumulet_images::ImageStore;
 use cumulet_net::Network;
 use cumulet_podlife::Event;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Container, Pod};
 pub(crate) use status::PodStatusUpdates;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -41,7 +42,7 @@ pub(crate) struct Shared {
     pub(crate) config: NodeConfig,
     pub(crate) machine: Machine,
     pub(crate) pods: Api<Pod>,
-    pub(crate) images: ImageStore,
+    pub(crate) images: Images,
     pub(crate) network: Arc<Network>,
     pub(crate) recorder: EventRecorder,
     pub(crate) inputs: Inputs,
@@ -172,6 +173,28 @@ impl Runner {
         }
     }
 
+    /// Tells the pods that wait for an image which is there now. Those that wait for a registry go on waiting.
+    async fn images_changed(&self) {
+        let waiting: Vec<_> = self.handles().values().map(|handle| handle.context.clone()).collect();
+        let look = move || {
+            for context in waiting {
+                let (pod, missing) = (context.pod(), context.live().missing.clone());
+                let mut wanted = missing.iter().filter_map(|name| task::container(&pod, name));
+                let there = |c: &Container| {
+                    let (image, policy) =
+                        (c.image.as_deref().unwrap_or_default(), c.image_pull_policy.as_deref());
+                    let images = &context.shared.images;
+                    images.must_pull(image, policy) == Ok(false) && images.present(image, policy).is_ok()
+                };
+                if wanted.any(there) {
+                    context.report(Event::ImagesChanged);
+                }
+            }
+        };
+        // A panic in it is a missed hint; the retries go on.
+        let _ = tokio::task::spawn_blocking(look).await;
+    }
+
     /// Pods hear of changes of the image store, whoever makes them: its index is replaced at every change.
     fn follow_images(self: &Arc<Self>) {
         use futures_util::StreamExt;
@@ -194,10 +217,7 @@ impl Runner {
             let follow = async {
                 while let Some(change) = changes.next().await {
                     if change.is_ok_and(|c| c.name.is_some_and(|name| name == "refs.json")) {
-                        runner
-                            .handles()
-                            .values()
-                            .for_each(|handle| handle.context.report(Event::ImagesChanged));
+                        runner.images_changed().await;
                     }
                 }
             };

@@ -4,7 +4,7 @@ use super::task::{PodContext, container};
 use crate::convert::{Parts, container_spec};
 use crate::supervisor::client::GONE;
 use crate::supervisor::proto::{ContainerStart, Request};
-use crate::{env, images, volumes};
+use crate::{env, volumes};
 use cumulet_podlife::Event;
 use std::sync::Arc;
 
@@ -50,7 +50,8 @@ async fn order(context: &Arc<PodContext>, name: &str, attempt: u32) -> Result<Co
         Some(image) => image,
         None => {
             let reference = container.image.as_deref().unwrap_or_default();
-            images::resolve(&context.shared.images, reference, container.image_pull_policy.as_deref())
+            let policy = container.image_pull_policy.as_deref();
+            (context.shared.images.present(reference, policy))
                 .map_err(|error| (error.reason.to_owned(), error.message))?
         }
     };

@@ -15,7 +15,7 @@ use arc_swap::ArcSwap;
 use cumulet_podlife::{Effect, Event, PodDigest, PodLife};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -42,6 +42,8 @@ pub(crate) struct Live {
     pub(crate) ips: Vec<String>,
     pub(crate) prepared: Option<Prepared>,
     pub(crate) images: HashMap<String, ResolvedImage>,
+    /// Containers whose image was not there when it was last looked for.
+    pub(crate) missing: BTreeSet<String>,
 }
 
 impl PodContext {

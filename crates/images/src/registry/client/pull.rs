@@ -30,6 +30,8 @@ pub struct Pulled {
     pub image_id: Digest,
     /// Bytes of configuration and layers that came over the network.
     pub bytes_fetched: u64,
+    /// Size of configuration and layers together, in bytes.
+    pub size_bytes: u64,
     /// How many different layers the image has.
     pub layers: usize,
     /// How many of them were there already.
@@ -189,7 +191,8 @@ impl Pull<'_> {
         let config = self.check(&image)?;
         let sizes: BTreeMap<&Digest, u64> =
             image.document.blobs().map(|blob| (&blob.digest, blob.size)).collect();
-        self.progress.total(sizes.values().fold(0, |sum, size| sum.saturating_add(*size)));
+        let size_bytes = sizes.values().fold(0, |sum: u64, size| sum.saturating_add(*size));
+        self.progress.total(size_bytes);
         let mut since = Instant::now();
         self.blob(config).await?;
         let layers = self.layers(&image).await?;
@@ -205,6 +208,7 @@ impl Pull<'_> {
             manifest: image.digest.clone(),
             image_id: config.digest.clone(),
             bytes_fetched: self.fetched.load(Ordering::Relaxed),
+            size_bytes,
             layers: layers.len(),
             layers_reused: self.reused.load(Ordering::Relaxed),
         };
@@ -215,7 +219,7 @@ impl Pull<'_> {
         let published = blocking(move || {
             let documents: Vec<(&Digest, &[u8])> =
                 documents.iter().map(|(digest, bytes)| (digest, &bytes[..])).collect();
-            store.publish_image(&documents, Some(&name))
+            store.publish_pulled(&documents, &name)
         });
         published.await.map_err(|failure| failure.on(self.what(&pulled.digest), self.host()))?;
         Ok(pulled)

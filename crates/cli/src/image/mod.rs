@@ -1,6 +1,10 @@
-//! `image`: build, load, save, list and remove images.
+//! `image`: build, pull, push, load, save, list, describe and remove images.
 //!
 //! The store is shared with a running cloud and needs none: images can be brought before the first `up`.
+
+mod bar;
+mod inspect;
+mod transfer;
 
 use crate::args::{Format, Image as Task};
 use crate::client::connect;
@@ -29,6 +33,12 @@ pub(crate) fn run(state: &StateDir, task: Task) -> anyhow::Result<()> {
         Task::Load { file } => load(&store, &file),
         Task::Save { image, file } => save(&store, &image, &file),
         Task::Ls(output) => list(&store, output.format),
+        Task::Pull { images } => transfer::pull(state, &store, &images),
+        Task::Push { image, target } => transfer::push(state, &store, &image, target.as_deref()),
+        Task::Tag { image, name } => Ok(store.tag(&image, &name)?),
+        Task::Inspect { images, format } => inspect::inspect(&store, &images, format),
+        Task::History { image, output } => inspect::history(&store, &image, &output),
+        Task::Search { term } => search(&store, &term),
         Task::Rm { images } => {
             for image in images {
                 store.remove(&image)?;
@@ -124,6 +134,19 @@ fn list(store: &ImageStore, format: Format) -> anyhow::Result<()> {
             table::print(&["NAME", "IMAGE ID", "SIZE"], &images.iter().map(row).collect::<Vec<_>>());
         }
     }
+    Ok(())
+}
+
+/// Names in the store that contain a text.
+fn search(store: &ImageStore, term: &str) -> anyhow::Result<()> {
+    let images = store.list()?;
+    let mut found: Vec<Vec<String>> = Vec::new();
+    for image in &images {
+        let names = image.refs.iter().map(|name| name.short()).filter(|name| name.contains(term));
+        found.extend(names.map(|name| vec![name, table::bytes(image.size_bytes)]));
+    }
+    found.sort();
+    table::print(&["NAME", "SIZE"], &found);
     Ok(())
 }
 
