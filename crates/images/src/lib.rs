@@ -34,7 +34,9 @@ mod tarball;
 mod unpack;
 mod verify;
 
-pub use build::{BuildOptions, BuiltImage};
+pub use build::{
+    BuildOptions, BuildSandbox, BuiltImage, Event, Outcome, Report, SandboxError, SandboxJob, Step, Tools,
+};
 pub use digest::Digest;
 pub use error::ImageError;
 pub use gc::Pruned;

@@ -79,7 +79,7 @@ fn the_same_inputs_give_the_same_digest() {
         let (dir, state) = (tempfile::tempdir().expect("directory"), tempfile::tempdir().expect("directory"));
         sources(dir.path());
         change(dir.path());
-        let options = BuildOptions { source_date_epoch: epoch };
+        let options = BuildOptions { source_date_epoch: epoch, ..BuildOptions::default() };
         open(state.path()).build(dir.path(), &options).expect("build").digest
     };
     let first = digest(0, &|_| {});

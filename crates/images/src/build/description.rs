@@ -2,22 +2,50 @@
 
 use super::{set_env, set_of};
 use crate::oci::RunConfig;
+use crate::store::read_capped;
 use crate::{ImageError, Reference};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
+use serde_saphyr::Spanned;
 use std::collections::BTreeMap;
 use std::path::Path;
+
+/// The file that describes an image.
+pub(super) const DESCRIPTION: &str = "cumulet.yaml";
+/// Largest description, in bytes.
+const MAX_DESCRIPTION: u64 = 1 << 20;
+
+/// Line and column in the description, from 1.
+pub(super) type Place = Option<(u64, u64)>;
 
 /// The description of an image. Keys not listed here are mistakes.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Description {
     name: String,
-    version: String,
-    #[serde(default = "scratch")]
-    pub(super) base: String,
+    version: Option<String>,
+    base: Option<Spanned<String>>,
+    /// Debian packages on top of the base.
+    #[serde(default)]
+    packages: Vec<Spanned<String>>,
+    /// Keep what locales and documentation packages bring.
+    #[serde(default)]
+    pub(super) locales: bool,
+    #[serde(default)]
+    pub(super) docs: bool,
+    /// Images whose layers are put on top.
+    #[serde(default)]
+    require: Vec<Spanned<String>>,
+    /// Commands of a shell.
+    #[serde(default)]
+    build: Vec<Spanned<String>>,
+    /// What the commands see below `/src`; everything when absent.
+    sources: Option<Vec<Spanned<String>>>,
+    /// Whether the commands may use the network.
+    #[serde(default)]
+    pub(super) network: bool,
     /// Path in the directory → absolute path in the image.
     #[serde(default)]
-    pub(super) files: BTreeMap<String, String>,
+    pub(super) files: Files,
     entrypoint: Option<Vec<String>>,
     cmd: Option<Vec<String>>,
     #[serde(default)]
@@ -30,11 +58,58 @@ pub(super) struct Description {
     labels: BTreeMap<String, String>,
 }
 
-fn scratch() -> String {
-    "scratch".to_owned()
+/// A word of the description, and where it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Word {
+    pub(super) text: String,
+    pub(super) at: Place,
+}
+
+impl From<&Spanned<String>> for Word {
+    fn from(spanned: &Spanned<String>) -> Self {
+        Self { text: spanned.value.clone(), at: place(&spanned.referenced) }
+    }
+}
+
+fn place(location: &serde_saphyr::Location) -> Place {
+    Some((location.line(), location.column())).filter(|(line, _)| *line != 0)
+}
+
+/// One line of `files`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) source: String,
+    pub(super) destination: String,
+    pub(super) at: Place,
+}
+
+/// The map `files`, with the places of its lines. Sorted by source.
+#[derive(Debug, Default)]
+pub(super) struct Files(pub(super) Vec<Entry>);
+
+impl<'de> Deserialize<'de> for Files {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let map = BTreeMap::<String, Spanned<String>>::deserialize(deserializer)?;
+        let entry = |(source, destination): (String, Spanned<String>)| Entry {
+            source,
+            at: place(&destination.referenced),
+            destination: destination.value,
+        };
+        Ok(Self(map.into_iter().map(entry).collect()))
+    }
 }
 
 impl Description {
+    /// Reads the description of a directory.
+    pub(super) fn read(path: &Path) -> Result<Self, ImageError> {
+        let text = String::from_utf8(read_capped(path, MAX_DESCRIPTION)?).map_err(|_| ImageError::Build {
+            path: path.to_owned(),
+            at: None,
+            message: "not UTF-8 text".to_owned(),
+        })?;
+        Self::parse(path, &text)
+    }
+
     pub(super) fn parse(path: &Path, text: &str) -> Result<Self, ImageError> {
         let description: Self = serde_saphyr::from_str(text).map_err(|error| explain(path, &error))?;
         description.check(path)?;
@@ -42,26 +117,71 @@ impl Description {
     }
 
     fn check(&self, path: &Path) -> Result<(), ImageError> {
-        let wrong = |message: String| Err(ImageError::Build { path: path.to_owned(), at: None, message });
+        let wrong =
+            |at: Place, message: String| Err(ImageError::Build { path: path.to_owned(), at, message });
         if let Some(name) = self.env.keys().find(|name| name.is_empty() || name.contains(['=', '\0'])) {
-            return wrong(format!("env: \"{name}\" cannot be the name of a variable"));
+            return wrong(None, format!("env: \"{name}\" cannot be the name of a variable"));
         }
         if let Some(workdir) = self.workdir.as_ref().filter(|workdir| !workdir.starts_with('/')) {
-            return wrong(format!("workdir: \"{workdir}\" must be an absolute path"));
+            return wrong(None, format!("workdir: \"{workdir}\" must be an absolute path"));
         }
         if let Some(port) = self.expose.iter().find(|port| !is_port(port)) {
-            return wrong(format!("expose: \"{port}\" is no port: write 8080, 8080/tcp or 53/udp"));
+            return wrong(None, format!("expose: \"{port}\" is no port: write 8080, 8080/tcp or 53/udp"));
+        }
+        if let Some(bad) = self.packages().into_iter().find(|word| !is_package(&word.text)) {
+            return wrong(bad.at, format!("packages: \"{}\" is not the name of a Debian package", bad.text));
+        }
+        if let Some(bad) = self.commands().into_iter().find(|word| word.text.trim().is_empty()) {
+            return wrong(bad.at, "build: an empty command".to_owned());
         }
         Ok(())
     }
 
-    /// The name that the image gets.
-    pub(super) fn reference(&self, path: &Path) -> Result<Reference, ImageError> {
-        Reference::parse(&format!("{}:{}", self.name, self.version)).map_err(|error| ImageError::Build {
-            path: path.to_owned(),
-            at: None,
-            message: format!("name and version: {error}"),
-        })
+    /// The name that the image gets: `tag` is another tag, or a whole name.
+    pub(super) fn reference(&self, path: &Path, tag: Option<&str>) -> Result<Reference, ImageError> {
+        let wrong = |message: String| ImageError::Build { path: path.to_owned(), at: None, message };
+        let named = match (tag, &self.version) {
+            (Some(tag), _) if tag.contains(['/', ':']) => tag.to_owned(),
+            (Some(tag), _) => format!("{}:{tag}", self.name),
+            (None, Some(version)) => format!("{}:{version}", self.name),
+            (None, None) => {
+                return Err(wrong("the key \"version\" is missing: write it, or give --tag".to_owned()));
+            }
+        };
+        Reference::parse(&named).map_err(|error| wrong(format!("name and version: {error}")))
+    }
+
+    /// What the image starts from.
+    pub(super) fn base(&self) -> Word {
+        self.base.as_ref().map_or_else(|| Word { text: "scratch".to_owned(), at: None }, Word::from)
+    }
+
+    /// Packages, sorted and without duplicates.
+    pub(super) fn packages(&self) -> Vec<Word> {
+        let mut words: Vec<Word> = self.packages.iter().map(Word::from).collect();
+        words.sort_by(|a, b| a.text.cmp(&b.text));
+        words.dedup_by(|a, b| a.text == b.text);
+        words
+    }
+
+    /// Images to merge, in order.
+    pub(super) fn required(&self) -> Vec<Word> {
+        self.require.iter().map(Word::from).collect()
+    }
+
+    /// Commands of the build, in order.
+    pub(super) fn commands(&self) -> Vec<Word> {
+        self.build.iter().map(Word::from).collect()
+    }
+
+    /// What the commands of the build see below `/src`.
+    pub(super) fn sources(&self) -> Vec<Entry> {
+        let entry =
+            |word: Word| Entry { destination: format!("/src/{}", word.text), source: word.text, at: word.at };
+        match &self.sources {
+            Some(sources) => sources.iter().map(Word::from).map(entry).collect(),
+            None => vec![Entry { source: ".".to_owned(), destination: "/src".to_owned(), at: None }],
+        }
     }
 
     /// Puts on top of the base's configuration what the description says. A new entrypoint drops the base's
@@ -98,6 +218,14 @@ fn is_port(text: &str) -> bool {
     number.parse::<u16>().is_ok_and(|number| number != 0) && matches!(protocol, "tcp" | "udp" | "sctp")
 }
 
+/// Names as Debian's policy allows them.
+fn is_package(name: &str) -> bool {
+    let first = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit();
+    name.len() >= 2
+        && name.bytes().next().is_some_and(first)
+        && name.bytes().all(|c| first(c) || matches!(c, b'+' | b'-' | b'.'))
+}
+
 fn explain(path: &Path, error: &serde_saphyr::Error) -> ImageError {
     let error = error.without_snippet();
     let message = match error {
@@ -113,7 +241,7 @@ fn explain(path: &Path, error: &serde_saphyr::Error) -> ImageError {
 }
 
 /// The known word that a misspelt one is nearest to, if it is near.
-fn closest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+pub(super) fn closest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     let (distance, best) = known.iter().map(|candidate| (edits(word, candidate), *candidate)).min()?;
     (distance <= 1 + best.len() / 4).then_some(best)
 }
@@ -168,7 +296,7 @@ mod tests {
         let description = Description::parse(Path::new("cumulet.yaml"), text).expect("valid");
         let mut config = RunConfig::default();
         description.configure(&mut config);
-        assert_eq!(description.reference(Path::new("x")).expect("name").short(), "a:1.20");
+        assert_eq!(description.reference(Path::new("x"), None).expect("name").short(), "a:1.20");
         assert_eq!(config.env, Some(vec!["ON=true".to_owned(), "PORT=8080".to_owned()]));
         assert_eq!(config.user.as_deref(), Some("1000"));
         let ports: Vec<String> = config.exposed_ports.expect("ports").into_keys().collect();

@@ -1,81 +1,155 @@
-//! The layer of a build: gathering files and writing them as a reproducible tar.
+//! Writing a layer: a tar whose bytes depend on nothing but its members and one date.
+//!
+//! The digests of what is stored and of what it unpacks to are computed while it is written, so that nothing is read
+//! twice.
 
-use super::{DESCRIPTION, ignore};
-use crate::ImageError;
 use crate::error::io;
+use crate::oci::Descriptor;
+use crate::{Digest, ImageError};
+use flate2::write::GzEncoder;
+use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::fs::{File, Metadata};
-use std::io::{BufWriter, Write};
+use std::fs::File;
+use std::io::{BufWriter, Read, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use tar::{Builder, EntryType, Header};
 
-enum Node {
+/// Compressed layers are for being sent; a low level is nearly as small and much faster.
+const LEVEL: u32 = 4;
+const MEDIA_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+
+/// What a member of a layer holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Content {
     Directory,
-    File { source: PathBuf, program: bool },
-    Symlink { target: PathBuf },
+    /// A file of the machine.
+    File(PathBuf),
+    /// A file whose content is known.
+    Bytes(Vec<u8>),
+    Symlink(PathBuf),
+    /// Another name of a member that comes before.
+    HardLink(Vec<u8>),
+    Fifo,
 }
 
-/// What the layer will hold, by path without leading slash. Sorted, so parents come before what they hold.
-pub(super) struct Tree(BTreeMap<Vec<u8>, Node>);
+/// One member of a layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Member {
+    pub(super) content: Content,
+    pub(super) mode: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    /// Extended attributes, sorted by name.
+    pub(super) xattrs: Vec<(String, Vec<u8>)>,
+}
 
-impl Tree {
-    /// Collects the files that a description names. `dir` is the only place they may come from.
-    pub(super) fn gather(
-        dir: &Path,
-        description: &Path,
-        files: &BTreeMap<String, String>,
-        ignored: &ignore::Rules,
-    ) -> Result<Self, ImageError> {
-        let mut gathering = Gathering { dir, description, ignored, nodes: BTreeMap::new() };
-        for (source, destination) in files {
-            gathering.add(source, destination)?;
+impl Member {
+    /// A member that belongs to root.
+    pub(super) fn of_root(content: Content, mode: u32) -> Self {
+        Self { content, mode, uid: 0, gid: 0, xattrs: Vec::new() }
+    }
+}
+
+/// The members by path, without leading slash. Sorted, so parents come before what they hold.
+pub(super) type Members = BTreeMap<Vec<u8>, Member>;
+
+/// How a layer is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Packing {
+    /// As it is: quick to write, for layers that change often.
+    Plain,
+    /// With gzip, which every tool can read.
+    Gzip,
+}
+
+/// A layer that is written, with its digests.
+pub(super) struct Packed {
+    pub(super) blob: Descriptor,
+    pub(super) diff_id: Digest,
+}
+
+/// Writes a layer to a new file, and flushes it to the disk.
+pub(super) fn write(
+    path: &Path,
+    members: &Members,
+    mtime: i64,
+    packing: Packing,
+) -> Result<Packed, ImageError> {
+    let file = File::create_new(path).map_err(io("make", path))?;
+    let stored = Hashing::new(BufWriter::with_capacity(256 * 1024, file));
+    let finish = |stored: Hashing<BufWriter<File>>| -> Result<(Digest, u64), ImageError> {
+        let (file, digest, bytes) = stored.finish();
+        let synced = file.into_inner().map_err(|error| error.into_error()).and_then(|file| file.sync_all());
+        synced.map_err(io("write", path))?;
+        Ok((digest, bytes))
+    };
+    match packing {
+        Packing::Plain => {
+            let (digest, bytes) = finish(append_all(stored, members, mtime)?)?;
+            let blob = Descriptor::new(crate::oci::MEDIA_LAYER, digest.clone(), bytes);
+            Ok(Packed { blob, diff_id: digest })
         }
-        Ok(Self(gathering.nodes))
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Writes the tar: sorted, owned by root, all of one date.
-    pub(super) fn write(&self, path: &Path, mtime: i64) -> Result<(), ImageError> {
-        let file = File::create_new(path).map_err(io("make", path))?;
-        let mut tar = Builder::new(BufWriter::new(file));
-        for (name, node) in &self.0 {
-            let name = Path::new(OsStr::from_bytes(name));
-            let mut header = Header::new_gnu();
-            header.set_uid(0);
-            header.set_gid(0);
-            header.set_size(0);
-            header.set_mtime(u64::try_from(mtime).unwrap_or(0));
-            let written = match node {
-                Node::Directory => {
-                    header.set_entry_type(EntryType::Directory);
-                    header.set_mode(0o755);
-                    tar.append_data(&mut header, name, std::io::empty())
-                }
-                Node::Symlink { target } => {
-                    header.set_entry_type(EntryType::Symlink);
-                    header.set_mode(0o777);
-                    tar.append_link(&mut header, name, target)
-                }
-                Node::File { source, program } => {
-                    header.set_entry_type(EntryType::Regular);
-                    header.set_mode(if *program { 0o755 } else { 0o644 });
-                    append_file(&mut tar, &mut header, name, source)
-                }
-            };
-            written.map_err(|source| ImageError::Io { what: format!("pack {}", name.display()), source })?;
+        Packing::Gzip => {
+            let encoder = GzEncoder::new(stored, flate2::Compression::new(LEVEL));
+            let (encoder, diff_id, _) = append_all(Hashing::new(encoder), members, mtime)?.finish();
+            let (digest, bytes) = finish(encoder.finish().map_err(io("write", path))?)?;
+            Ok(Packed { blob: Descriptor::new(MEDIA_GZIP, digest, bytes), diff_id })
         }
-        let finished = tar.into_inner().and_then(|mut file| file.flush());
-        finished.map_err(io("write", path))
+    }
+}
+
+fn append_all<W: Write>(out: W, members: &Members, mtime: i64) -> Result<W, ImageError> {
+    let mut tar = Builder::new(out);
+    let mtime = u64::try_from(mtime).unwrap_or(0);
+    for (name, member) in members {
+        append(&mut tar, name, member, mtime).map_err(|source| ImageError::Io {
+            what: format!("pack {}", String::from_utf8_lossy(name)),
+            source,
+        })?;
+    }
+    tar.into_inner().map_err(|source| ImageError::Io { what: "pack a layer".to_owned(), source })
+}
+
+fn append<W: Write>(tar: &mut Builder<W>, name: &[u8], member: &Member, mtime: u64) -> std::io::Result<()> {
+    let path = Path::new(OsStr::from_bytes(name));
+    let mut header = Header::new_gnu();
+    header.set_uid(member.uid.into());
+    header.set_gid(member.gid.into());
+    header.set_size(0);
+    header.set_mtime(mtime);
+    header.set_mode(member.mode);
+    if !member.xattrs.is_empty() {
+        append_attributes(tar, &member.xattrs)?;
+    }
+    let mut plain = |kind: EntryType| header.set_entry_type(kind);
+    match &member.content {
+        Content::Directory => {
+            plain(EntryType::Directory);
+            tar.append_data(&mut header, path, std::io::empty())
+        }
+        Content::Fifo => {
+            plain(EntryType::Fifo);
+            tar.append_data(&mut header, path, std::io::empty())
+        }
+        Content::Symlink(target) => {
+            plain(EntryType::Symlink);
+            tar.append_link(&mut header, path, target)
+        }
+        Content::HardLink(target) => {
+            plain(EntryType::Link);
+            tar.append_link(&mut header, path, Path::new(OsStr::from_bytes(target)))
+        }
+        Content::Bytes(bytes) => {
+            plain(EntryType::Regular);
+            header.set_size(bytes.len() as u64);
+            tar.append_data(&mut header, path, &bytes[..])
+        }
+        Content::File(source) => {
+            plain(EntryType::Regular);
+            append_file(tar, &mut header, path, source)
+        }
     }
 }
 
@@ -86,7 +160,6 @@ fn append_file(
     name: &Path,
     source: &Path,
 ) -> std::io::Result<()> {
-    use std::io::Read;
     let file = File::open(source)?;
     let size = file.metadata()?.len();
     header.set_size(size);
@@ -98,12 +171,38 @@ fn append_file(
     }
 }
 
+/// Writes the PAX header that carries the attributes of the next member.
+fn append_attributes(tar: &mut Builder<impl Write>, attributes: &[(String, Vec<u8>)]) -> std::io::Result<()> {
+    let mut records = Vec::new();
+    for (name, value) in attributes {
+        // The length of a record counts its own digits.
+        let rest = "SCHILY.xattr.".len() + name.len() + value.len() + 3;
+        let mut length = rest + 1;
+        while length != rest + length.to_string().len() {
+            length = rest + length.to_string().len();
+        }
+        records.extend_from_slice(format!("{length} SCHILY.xattr.{name}=").as_bytes());
+        records.extend_from_slice(value);
+        records.push(b'\n');
+    }
+    let mut header = Header::new_ustar();
+    header.set_entry_type(EntryType::XHeader);
+    header.set_path("attributes")?;
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    header.set_size(records.len() as u64);
+    header.set_cksum();
+    tar.append(&header, &records[..])
+}
+
 struct Counted<R> {
     inner: R,
     bytes: u64,
 }
 
-impl<R: std::io::Read> std::io::Read for Counted<R> {
+impl<R: Read> Read for Counted<R> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         let n = self.inner.read(buffer)?;
         self.bytes += n as u64;
@@ -111,123 +210,32 @@ impl<R: std::io::Read> std::io::Read for Counted<R> {
     }
 }
 
-struct Gathering<'a> {
-    dir: &'a Path,
-    description: &'a Path,
-    ignored: &'a ignore::Rules,
-    nodes: BTreeMap<Vec<u8>, Node>,
+/// Hashes and counts what is written through it.
+struct Hashing<W> {
+    inner: W,
+    hash: Sha256,
+    bytes: u64,
 }
 
-impl Gathering<'_> {
-    fn wrong(&self, message: String) -> ImageError {
-        ImageError::Build {
-            path: self.description.to_owned(),
-            at: None,
-            message: format!("files: {message}"),
-        }
+impl<W: Write> Hashing<W> {
+    fn new(inner: W) -> Self {
+        Self { inner, hash: Sha256::new(), bytes: 0 }
     }
 
-    fn add(&mut self, source: &str, destination: &str) -> Result<(), ImageError> {
-        let relative = self.inside(source)?;
-        let path = self.dir.join(&relative);
-        let metadata = std::fs::symlink_metadata(&path)
-            .map_err(|error| self.wrong(format!("{source}: {error}; paths are relative to the directory")))?;
-        let Some(rest) = destination.strip_prefix('/') else {
-            return Err(self.wrong(format!("{destination}: the path in the image must begin with \"/\"")));
-        };
-        let mut place: Vec<&[u8]> = Vec::new();
-        for part in rest.split('/') {
-            match part {
-                "" | "." => {}
-                ".." => return Err(self.wrong(format!("{destination}: \"..\" is not allowed"))),
-                part => place.push(part.as_bytes()),
-            }
-        }
-        let file_name = relative.file_name();
-        if let Some(file_name) = file_name
-            && !metadata.is_dir()
-            && (place.is_empty() || destination.ends_with('/'))
-        {
-            place.push(file_name.as_bytes());
-        }
-        let place = place.join(&b'/');
-        self.make_parents(&place)?;
-        self.walk(&relative, &metadata, place)
+    fn finish(self) -> (W, Digest, u64) {
+        (self.inner, Digest::from_hash(&self.hash.finalize()), self.bytes)
+    }
+}
+
+impl<W: Write> Write for Hashing<W> {
+    fn write(&mut self, buffer: &[u8]) -> std::io::Result<usize> {
+        let n = self.inner.write(buffer)?;
+        self.hash.update(&buffer[..n]);
+        self.bytes += n as u64;
+        Ok(n)
     }
 
-    /// The source path without `.`, if it stays below the directory and passes through no symbolic link.
-    fn inside(&self, source: &str) -> Result<PathBuf, ImageError> {
-        let outside = || self.wrong(format!("{source}: only files below {} can be used", self.dir.display()));
-        let mut relative = PathBuf::new();
-        for component in Path::new(source).components() {
-            match component {
-                Component::CurDir => {}
-                Component::Normal(name) => {
-                    let link = |path: &Path| path.symlink_metadata().is_ok_and(|there| there.is_symlink());
-                    if !relative.as_os_str().is_empty() && link(&self.dir.join(&relative)) {
-                        return Err(outside());
-                    }
-                    relative.push(name);
-                }
-                _ => return Err(outside()),
-            }
-        }
-        Ok(relative)
-    }
-
-    fn make_parents(&mut self, place: &[u8]) -> Result<(), ImageError> {
-        for (i, _) in place.iter().enumerate().filter(|(_, byte)| **byte == b'/') {
-            self.put(place[..i].to_vec(), Node::Directory)?;
-        }
-        Ok(())
-    }
-
-    fn put(&mut self, place: Vec<u8>, node: Node) -> Result<(), ImageError> {
-        // The root itself needs no entry.
-        if place.is_empty() {
-            return Ok(());
-        }
-        match (self.nodes.get(&place), &node) {
-            (None, _) => drop(self.nodes.insert(place, node)),
-            (Some(Node::Directory), Node::Directory) => {}
-            (Some(_), _) => {
-                return Err(self.wrong(format!("two things want to be /{}", String::from_utf8_lossy(&place))));
-            }
-        }
-        Ok(())
-    }
-
-    fn walk(&mut self, relative: &Path, metadata: &Metadata, place: Vec<u8>) -> Result<(), ImageError> {
-        let name = relative.as_os_str().as_bytes();
-        let own = name == DESCRIPTION.as_bytes() || name == ignore::FILE.as_bytes();
-        if own || (!name.is_empty() && self.ignored.ignores(name, metadata.is_dir())) {
-            return Ok(());
-        }
-        let path = self.dir.join(relative);
-        if metadata.is_file() {
-            let program = metadata.permissions().mode() & 0o111 != 0;
-            return self.put(place, Node::File { source: path, program });
-        }
-        if metadata.is_symlink() {
-            let target = std::fs::read_link(&path).map_err(io("read", &path))?;
-            return self.put(place, Node::Symlink { target });
-        }
-        if !metadata.is_dir() {
-            return Err(
-                self.wrong(format!("{}: only files, directories and links can be used", path.display()))
-            );
-        }
-        self.put(place.clone(), Node::Directory)?;
-        for entry in std::fs::read_dir(&path).map_err(io("read", &path))? {
-            let entry = entry.map_err(io("read", &path))?;
-            let metadata = entry.metadata().map_err(io("read", &entry.path()))?;
-            let mut below = place.clone();
-            if !below.is_empty() {
-                below.push(b'/');
-            }
-            below.extend_from_slice(entry.file_name().as_bytes());
-            self.walk(&relative.join(entry.file_name()), &metadata, below)?;
-        }
-        Ok(())
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.inner.flush()
     }
 }

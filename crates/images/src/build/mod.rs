@@ -1,43 +1,67 @@
-//! Building an image from a directory with a `cumulet.yaml`: a base, some files, and how to run them.
+//! Composing an image from a directory with a `cumulet.yaml`: a base, packages, other images, commands, files, and how
+//! to run them.
 //!
 //! ```text
-//!   description → base image → one layer from the files → configuration → manifest → names
+//!   description ─► base ─► packages ─► require ─► build ─► files ─► configuration ─► manifest ─► name
+//!                    └────────┴──── each: layers from the record, or made anew ────┘
 //! ```
 //!
-//! Reproducible: the same inputs give the same digest, wherever and whenever they are built. Entries are sorted,
-//! owned by root, dated by `SOURCE_DATE_EPOCH` or 1970, and their modes are 0755 for directories and programs, 0644
-//! for other files. Only files below the directory can get into the image. Nothing is run.
+//! Reproducible: the same inputs give the same digest, wherever and whenever they are built. Entries are sorted and
+//! dated by `SOURCE_DATE_EPOCH` or 1970; own files belong to root, with mode 0755 for directories and programs, 0644
+//! for others. Only files below the directory can get into the image.
+//!
+//! Absent on purpose: mounts, forks of this process, and the network. Programs run in a [`BuildSandbox`] that the caller
+//! brings, packages come through the machine's apt, other images through the caller's [`Tools::bring`]. What a step
+//! made is in the store as soon as it is done: a build that fails later, or is killed, goes on from there.
 
+mod context;
+mod debian;
 mod description;
+mod groups;
 mod ignore;
 mod layer;
+mod progress;
+mod record;
+mod sandbox;
+mod steps;
+mod tree;
 
-use crate::oci::{self, ConfigFile, Descriptor, Manifest, Platform, RootFs, RunConfig};
-use crate::staging::Staging;
-use crate::store::read_capped;
+pub use progress::{Event, Report, Step};
+pub use sandbox::{BuildSandbox, Outcome, SandboxError, SandboxJob};
+
+use crate::error::io;
+use crate::oci::{self, Descriptor, Manifest};
+use crate::staging::WorkDir;
 use crate::{Digest, ImageError, ImageStore, Reference};
-use description::Description;
+use debian::strip::Keep;
+use description::{DESCRIPTION, Description};
+use record::Record;
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::path::Path;
-
-/// The file that describes an image.
-const DESCRIPTION: &str = "cumulet.yaml";
-/// Largest description, in bytes.
-const MAX_DESCRIPTION: u64 = 1 << 20;
+use std::fs;
+use std::path::{Path, PathBuf};
+use steps::{Builder, Stack};
 
 /// How to build.
 #[derive(Clone, Debug, Default)]
 pub struct BuildOptions {
     /// Date of everything in the image, in seconds since the epoch.
     pub source_date_epoch: i64,
+    /// Another tag than the description's version, or another name altogether.
+    pub tag: Option<String>,
+    /// Make every layer anew, whatever is known.
+    pub no_cache: bool,
+    /// Fetch the index of Debian's packages even if it is younger than a day.
+    pub refresh: bool,
+    /// Where indexes and packages are kept; in the store when `None`. May be shared by stores.
+    pub apt_cache: Option<PathBuf>,
 }
 
 impl BuildOptions {
-    /// Takes the date from the environment's `SOURCE_DATE_EPOCH`, if it is set.
+    /// Takes the date from the environment's `SOURCE_DATE_EPOCH`, and the place of packages from
+    /// `CUMULET_APT_CACHE`, if they are set.
     ///
     /// # Errors
-    /// When it is set to something that is no number of seconds.
+    /// When the date is set to something that is no number of seconds.
     pub fn from_env() -> Result<Self, ImageError> {
         let source_date_epoch = match std::env::var("SOURCE_DATE_EPOCH") {
             Err(_) => 0,
@@ -48,7 +72,26 @@ impl BuildOptions {
                 })?
             }
         };
-        Ok(Self { source_date_epoch })
+        let apt_cache =
+            std::env::var_os("CUMULET_APT_CACHE").filter(|dir| !dir.is_empty()).map(PathBuf::from);
+        Ok(Self { source_date_epoch, apt_cache, ..Self::default() })
+    }
+}
+
+/// What a build can do beyond files: all of it is the caller's.
+pub struct Tools<'a> {
+    /// Runs programs; without one, an image with packages or commands cannot be built.
+    pub sandbox: Option<&'a dyn BuildSandbox>,
+    /// Brings an image that is not in the store (a pull), or says why not.
+    #[expect(clippy::type_complexity, reason = "a function, spelt out once")]
+    pub bring: Option<&'a (dyn Fn(&str) -> Result<(), String> + Sync)>,
+    /// Is told how the build goes.
+    pub report: Report<'a>,
+}
+
+impl Default for Tools<'_> {
+    fn default() -> Self {
+        Self { sandbox: None, bring: None, report: &|_| {} }
     }
 }
 
@@ -61,75 +104,82 @@ pub struct BuiltImage {
     pub digest: Digest,
     /// Size of manifest, configuration and layers as stored.
     pub size_bytes: u64,
-    /// How many files, directories and links the new layer has.
+    /// How many files, directories and links the image has of its own directory.
     pub entries: usize,
+    /// What was done, in order.
+    pub steps: Vec<Step>,
 }
 
 impl ImageStore {
-    /// Builds the image that `dir/cumulet.yaml` describes and gives it its name.
+    /// Builds the image that `dir/cumulet.yaml` describes and gives it its name, without running programs.
     ///
     /// # Errors
     /// A mistake in the description (with line and column), a file that is missing or not allowed, a base that is
-    /// not present, or a store that cannot be written.
+    /// not present, something that needs programs to run, or a store that cannot be written.
     pub fn build(&self, dir: &Path, options: &BuildOptions) -> Result<BuiltImage, ImageError> {
+        self.compose(dir, options, &Tools::default())
+    }
+
+    /// Builds the image that `dir/cumulet.yaml` describes and gives it its name.
+    ///
+    /// # Errors
+    /// As [`ImageStore::build`]; also packages that do not exist or cannot be had, and commands that fail.
+    pub fn compose(
+        &self,
+        dir: &Path,
+        options: &BuildOptions,
+        tools: &Tools<'_>,
+    ) -> Result<BuiltImage, ImageError> {
         let path = dir.join(DESCRIPTION);
-        let text = String::from_utf8(read_capped(&path, MAX_DESCRIPTION)?).map_err(|_| {
-            ImageError::Build { path: path.clone(), at: None, message: "not UTF-8 text".to_owned() }
-        })?;
-        let description = Description::parse(&path, &text)?;
-        let reference = description.reference(&path)?;
-        let mut staging = Staging::begin(self)?;
-        let (mut layers, mut config) = self.base(&description, &path)?;
-        let ignored = ignore::Rules::read(dir)?;
-        let tree = layer::Tree::gather(dir, &path, &description.files, &ignored)?;
-        if !tree.is_empty() {
-            let layer = staging.fresh();
-            tree.write(&layer, options.source_date_epoch)?;
-            let mut file = File::open(&layer).map_err(crate::error::io("open", &layer))?;
-            let unreadable = |error: &std::io::Error| ImageError::Io {
-                what: format!("read {}", layer.display()),
-                source: error.kind().into(),
-            };
-            let (digest, size) = staging.add_blob(&mut file, &unreadable)?;
-            let blob = staging.blob(&digest).unwrap_or(layer.clone());
-            staging.add_layer(&format!("{}: the new layer", reference.short()), &blob, &digest)?;
-            // The layer is not compressed, so it is its own diff id.
-            config.rootfs.diff_ids.push(digest.clone());
-            layers.push(Descriptor::new(oci::MEDIA_LAYER, digest, size));
-        }
-        description.configure(&mut config.config);
-        config.created =
-            jiff::Timestamp::from_second(options.source_date_epoch).ok().map(|time| time.to_string());
+        let description = Description::read(&path)?;
+        let reference = description.reference(&path, options.tag.as_deref())?;
+        // Layers that steps find or make stay until the image has its name.
+        let _content = self.hold_content()?;
+        let record = Record::open(self, options.no_cache);
+        let builder = Builder {
+            store: self,
+            dir: dir.canonicalize().map_err(io("open", dir))?,
+            path,
+            options,
+            tools,
+            record,
+            work: WorkDir::make(self)?,
+            keep: Keep { docs: description.docs, locales: description.locales },
+        };
+        let (mut stack, steps, entries) = builder.run(&description)?;
+        description.configure(&mut stack.config.config);
+        let (digest, size_bytes) = self.name_image(&builder, stack, &reference)?;
+        builder.record.tidy();
+        Ok(BuiltImage { reference, digest, size_bytes, entries, steps })
+    }
+
+    /// Writes configuration and manifest, and gives the image its name.
+    fn name_image(
+        &self,
+        builder: &Builder<'_>,
+        mut stack: Stack,
+        reference: &Reference,
+    ) -> Result<(Digest, u64), ImageError> {
+        let date = jiff::Timestamp::from_second(builder.options.source_date_epoch);
+        stack.config.created = date.ok().map(|time| time.to_string());
+        let config = oci::encode(&stack.config)?;
+        let described = Descriptor::new(oci::MEDIA_CONFIG, Digest::of(&config), config.len() as u64);
+        let fresh = builder.work.fresh();
+        fs::write(&fresh, &config)
+            .and_then(|()| fs::File::open(&fresh)?.sync_all())
+            .map_err(io("write", &fresh))?;
+        self.publish_blob(&fresh, &described.digest)?;
         let manifest = Manifest {
             schema_version: 2,
             media_type: oci::MEDIA_MANIFEST.to_owned(),
-            config: staging.add_document(oci::MEDIA_CONFIG, &oci::encode(&config)?)?,
-            layers,
+            config: described,
+            layers: stack.layers.into_iter().map(|layer| layer.blob).collect(),
         };
-        let stored = staging.add_document(oci::MEDIA_MANIFEST, &oci::encode(&manifest)?)?;
-        staging.publish(&[(stored.digest.clone(), vec![reference.clone()])])?;
-        let size_bytes = manifest.layers.iter().map(|layer| layer.size).sum::<u64>() + manifest.config.size;
-        Ok(BuiltImage { reference, digest: stored.digest, size_bytes, entries: tree.len() })
-    }
-
-    /// Layers and configuration to start from. The caller keeps content from being pruned.
-    fn base(
-        &self,
-        description: &Description,
-        path: &Path,
-    ) -> Result<(Vec<Descriptor>, ConfigFile), ImageError> {
-        if description.base == "scratch" {
-            let rootfs = RootFs { kind: "layers".to_owned(), diff_ids: Vec::new() };
-            let (platform, config) = (Platform::here(), RunConfig::default());
-            return Ok((Vec::new(), ConfigFile { created: None, platform, config, rootfs }));
-        }
-        let found = self.find(&description.base).map_err(|error| ImageError::Build {
-            path: path.to_owned(),
-            at: None,
-            message: format!("base: {error}"),
-        })?;
-        let (manifest, config) = self.documents(&found)?;
-        Ok((manifest.layers, config))
+        let bytes = oci::encode(&manifest)?;
+        let digest = Digest::of(&bytes);
+        self.publish_image(&[(&digest, &bytes)], Some(reference))?;
+        let size = manifest.layers.iter().map(|layer| layer.size).sum::<u64>() + manifest.config.size;
+        Ok((digest, size))
     }
 }
 
