@@ -256,6 +256,22 @@ impl ImageStore {
         failed.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).map_or(Ok(()), Err)
     }
 
+    /// Names an image whose content is all there: the name goes to the first of the documents.
+    pub(crate) fn publish_image(
+        &self,
+        documents: &[(&Digest, &[u8])],
+        name: Option<&Reference>,
+    ) -> Result<(), ImageError> {
+        self.publish_documents(documents, |refs| {
+            for (i, (digest, _)) in documents.iter().enumerate() {
+                match name {
+                    Some(name) if i == 0 => refs.tag(name, digest),
+                    _ => refs.keep_untagged((*digest).clone()),
+                }
+            }
+        })
+    }
+
     /// Names an image of a registry whose content is all there: the name goes to the first of the documents.
     pub(crate) fn publish_pulled(
         &self,

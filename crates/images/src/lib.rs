@@ -40,7 +40,7 @@ pub use build::{
 pub use digest::Digest;
 pub use error::ImageError;
 pub use gc::Pruned;
-pub use inspect::{Inspection, LayerInfo, Step};
+pub use inspect::{Inspection, LayerInfo, Step as HistoryStep};
 pub use load::LoadedImage;
 pub use oci::ImageConfig;
 pub use reference::Reference;

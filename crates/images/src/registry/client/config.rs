@@ -223,7 +223,7 @@ mod tests {
             ("mirrors: {docker.io: [ftp://x]}", "without encryption"),
             ("mirrors: {docker.io: ['http://x.example.com']}", "list \"x.example.com\" under insecure"),
             ("mirrors: {docker.io: ['https://u:p@x.example.com']}", "is not a registry"),
-            ("mirrors: {Docker: []}", "is not a registry, such as docker.io"),
+            ("mirrors: {docker: []}", "is not a registry, such as docker.io"),
             ("insecure: ['http://x']", "is not a host"),
             ("insecure: 7", "registries.yaml:1:"),
         ];
