@@ -1,0 +1,27 @@
+//! Virtual machines: from an order ([`MachineSpec`]) to a running QEMU, and what such a machine is made of: a guest
+//! [`kernel`] out of a distribution's package, an [`initramfs`] with the guest's agent, root filesystem images
+//! ([`rootfs`]) that many machines share.
+//!
+//! ```text
+//!   Kernel::install ─► Kernel ─► initramfs::build ─┐
+//!   rootfs::build (erofs per image digest) ────────┤► MachineSpec ─► Machine::spawn ─► QEMU, over QMP
+//!   scratch::create ───────────────────────────────┘       start, pause, resume, snapshot, kill
+//! ```
+//!
+//! QEMU is not trusted once a guest runs in it: it is its own user in a seccomp sandbox, gets descriptors instead of
+//! paths, and what it says is limited and checked. Absent on purpose: pods, containers, what is said on the channel to
+//! the guest's agent, addresses, and where anything is kept; the caller knows those.
+
+mod error;
+pub mod machine;
+mod qemu;
+pub mod qmp;
+
+pub use error::Error;
+pub use machine::spec::{
+    Accelerator, Backing, Boot, ConsoleSpec, Disk, DiskFormat, Isolation, MachineSpec, Memory, Nic, OnReboot,
+    Prepare, SharedDirectory,
+};
+pub use machine::state::{Event, Failure, State, Verdict};
+pub use machine::{Machine, ProcessUsage, Stats};
+pub use qemu::{OLDEST, Qemu};
