@@ -84,11 +84,13 @@ impl Reference {
         self.digest.as_ref()
     }
 
-    /// The form for people: without the default registry.
+    /// The form for people: without the default registry, where that still names the same image.
     pub fn short(&self) -> String {
         let full = self.to_string();
-        let short = full.strip_prefix("docker.io/").unwrap_or(&full);
-        short.strip_prefix(OFFICIAL).unwrap_or(short).to_owned()
+        let Some(path) = full.strip_prefix("docker.io/") else { return full };
+        // `library/a/b` and `a.b/c` would be read as something else without what is before them.
+        let same = |text: &&str| Self::parse(text).is_ok_and(|read| read == *self);
+        [path.strip_prefix(OFFICIAL), Some(path)].into_iter().flatten().find(same).unwrap_or(&full).to_owned()
     }
 }
 
@@ -168,6 +170,8 @@ mod tests {
             ("127.0.0.1:5000/a/b:1", "127.0.0.1:5000/a/b:1", "127.0.0.1:5000/a/b:1"),
             ("k8s.gcr.io/pause:3.9", "k8s.gcr.io/pause:3.9", "k8s.gcr.io/pause:3.9"),
             ("a-b__c.d---e", "docker.io/library/a-b__c.d---e:latest", "a-b__c.d---e:latest"),
+            ("docker.io/library/a/b:1", "docker.io/library/a/b:1", "library/a/b:1"),
+            ("docker.io/a.b/c:1", "docker.io/a.b/c:1", "docker.io/a.b/c:1"),
             (&pinned, &full_pinned, &pinned),
             (&both, &both, &both),
         ];
