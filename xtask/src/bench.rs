@@ -6,6 +6,10 @@ use crate::{examples, setup, test};
 /// Runs one benchmark, or `all`.
 pub(crate) fn run(args: &[String]) -> anyhow::Result<()> {
     setup::run()?;
+    if args.iter().any(|name| name == "images" || name == "all") {
+        setup::test_tools()?;
+        setup::docker_registry()?;
+    }
     examples::build()?;
     // The same selection of packages as the tests build, so that nothing is built twice.
     shell::run("cargo", &["build", "--workspace", "--all-targets", "--quiet"])?;

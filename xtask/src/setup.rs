@@ -101,18 +101,40 @@ fn busybox() -> anyhow::Result<()> {
     if cache_dir().join("bin/busybox").is_file() {
         return Ok(());
     }
-    eprintln!("setup: fetching busybox");
-    let dir = cache_dir().join("packages/busybox");
+    let tree = own_package("busybox")?;
+    let program = ["bin/busybox", "usr/bin/busybox"].iter().map(|p| tree.join(p)).find(|p| p.is_file());
+    link(&program.context("the package busybox has no busybox in it")?, &cache_dir().join("bin/busybox"))
+}
+
+/// What the tests of the registry use: a client that others wrote.
+pub(crate) fn test_tools() -> anyhow::Result<()> {
+    if exists("skopeo") { Ok(()) } else { install(&["skopeo"]) }
+}
+
+/// What benchmarks compare with. Its package would start a service on the machine, so it is only unpacked.
+pub(crate) fn docker_registry() -> anyhow::Result<()> {
+    let at = cache_dir().join("bin/docker-registry");
+    if at.is_file() {
+        return Ok(());
+    }
+    link(&own_package("docker-registry")?.join("usr/bin/docker-registry"), &at)
+}
+
+/// Downloads a package of this machine's release and unpacks it in the cache, without installing it.
+fn own_package(package: &str) -> anyhow::Result<PathBuf> {
+    let dir = cache_dir().join("packages").join(package);
+    if dir.join("tree").is_dir() {
+        return Ok(dir.join("tree"));
+    }
+    eprintln!("setup: fetching {package}");
     fs::create_dir_all(&dir)?;
-    let download = || run_command(command("apt-get").args(["-q", "download", "busybox"]).current_dir(&dir));
+    let download = || run_command(command("apt-get").args(["-q", "download", package]).current_dir(&dir));
     if download().is_err() {
         shell::run("apt-get", &["-q", "update"])?;
         download()?;
     }
     unpack(&dir)?;
-    let program =
-        ["bin/busybox", "usr/bin/busybox"].iter().map(|p| dir.join("tree").join(p)).find(|p| p.is_file());
-    link(&program.context("the package busybox has no busybox in it")?, &cache_dir().join("bin/busybox"))
+    Ok(dir.join("tree"))
 }
 
 /// Downloads one package of another Debian release and unpacks it in the cache, without installing it. The mirror

@@ -13,6 +13,7 @@ const PYTHON_CLIENT: &str = "kubernetes>=31,<37";
 /// Runs the tests whose name contains `filter`, or all.
 pub(crate) fn run(filter: &[String]) -> anyhow::Result<()> {
     setup::run()?;
+    setup::test_tools()?;
     examples::build()?;
     timed("lint", lint::run)?;
     // One build of everything first: the end-to-end tests need the program, and one feature set serves all.

@@ -48,6 +48,14 @@ pub(crate) fn run(state: &StateDir, options: &Up, verbose: bool) -> anyhow::Resu
             command.arg(flag).arg(value);
         }
     }
+    if let Some(listen) = options.registry_listen {
+        command.arg("--registry-listen").arg(listen.to_string());
+    }
+    if let Some(users) = &options.registry_users {
+        // The child works in the root directory.
+        let users = std::path::absolute(users).with_context(|| format!("{}", users.display()))?;
+        command.arg("--registry-users").arg(users);
+    }
     if verbose {
         command.arg("--verbose");
     }

@@ -68,6 +68,12 @@ impl Cloud {
         self.dir.path()
     }
 
+    /// Where the registry listens.
+    pub fn registry(&self) -> anyhow::Result<String> {
+        let status: serde_json::Value = serde_json::from_str(&self.cumulet(&["status", "-o", "json"])?)?;
+        status["registry"].as_str().map(str::to_owned).context("status names no registry")
+    }
+
     /// Process id of the main process.
     pub fn pid(&self) -> anyhow::Result<i32> {
         let text = std::fs::read_to_string(self.dir().join("lock")).context("the cloud never ran")?;
@@ -157,6 +163,41 @@ impl Cloud {
             bail!("`down --purge` left behind:\n  {}", left.join("\n  "));
         }
         Ok(())
+    }
+}
+
+/// A cloud of which only the registry is used, by somebody who has to say a password.
+pub struct Registry {
+    /// The cloud.
+    pub cloud: Cloud,
+    /// Where its registry listens.
+    pub address: String,
+    user: String,
+    password: String,
+}
+
+impl Registry {
+    /// Starts it with one user.
+    pub fn start(user: &str, password: &str) -> anyhow::Result<Self> {
+        use std::os::unix::fs::OpenOptionsExt;
+        let cloud = Cloud { dir: tempfile::Builder::new().prefix("cumulet-test-").tempdir()? };
+        let users = cloud.dir().join("users");
+        let mut file = std::fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(&users)?;
+        std::io::Write::write_all(&mut file, format!("{user}:{password}\n").as_bytes())?;
+        let users = users.to_string_lossy().into_owned();
+        let listen = ["--api-listen", "127.0.0.1:0", "--registry-listen", "127.0.0.1:0"];
+        cloud.cumulet(&[&["up", "--detach", "--registry-users", &users], &listen[..]].concat())?;
+        let address = cloud.registry()?;
+        Ok(Self { cloud, address, user: user.to_owned(), password: password.to_owned() })
+    }
+
+    /// A directory with a `config.json` as `docker login` writes it.
+    pub fn docker_config(&self) -> anyhow::Result<TempDir> {
+        let dir = tempfile::tempdir()?;
+        let login = serde_json::json!({"username": self.user, "password": self.password});
+        let config = serde_json::json!({"auths": {self.address.clone(): login}});
+        std::fs::write(dir.path().join("config.json"), config.to_string())?;
+        Ok(dir)
     }
 }
 

@@ -9,6 +9,7 @@ mod hello;
 mod network;
 mod old_kubectl;
 mod pods;
+mod registry;
 mod volumes;
 
 use cumulet_e2e::{Cloud, wait_for};
