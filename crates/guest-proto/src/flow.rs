@@ -143,20 +143,21 @@ pub struct ReceiveWindow {
     received: u64,
     consumed: u64,
     told: u64,
+    closed: bool,
 }
 
 impl ReceiveWindow {
     /// A receiver that goes on at `offset`.
     #[must_use]
     pub fn at(offset: u64) -> Self {
-        Self { received: offset, consumed: offset, told: offset }
+        Self { received: offset, consumed: offset, told: offset, closed: false }
     }
 
     /// Counts bytes that came. False when the sender exceeds the window.
     #[must_use]
     pub fn receive(&mut self, length: usize) -> bool {
         let received = self.received + length as u64;
-        if received - self.told > WINDOW_BYTES {
+        if received.saturating_sub(self.told) > WINDOW_BYTES {
             return false;
         }
         self.received = received;
@@ -165,21 +166,40 @@ impl ReceiveWindow {
 
     /// Counts bytes that the receiver is done with. The offset to acknowledge, if it is time.
     pub fn consume(&mut self, length: u64) -> Option<u64> {
-        self.consumed = (self.consumed + length).min(self.received);
-        let due = self.consumed - self.told >= WINDOW_BYTES / 4;
-        due.then(|| self.acknowledge())
+        self.consumed = self.consumed.saturating_add(length).min(self.received);
+        let untold = self.consumed.saturating_sub(self.told);
+        let last = self.closed && self.consumed == self.received && untold > 0;
+        (last || untold >= WINDOW_BYTES / 4).then(|| self.acknowledge())
+    }
+
+    /// The sender has nothing more. The offset to acknowledge, if all was consumed.
+    pub fn close(&mut self) -> Option<u64> {
+        self.closed = true;
+        self.consume(0)
+    }
+
+    /// True after [`Self::close`].
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.closed
     }
 
     /// The offset to acknowledge now.
     pub fn acknowledge(&mut self) -> u64 {
-        self.told = self.consumed;
+        self.told = self.told.max(self.consumed);
         self.told
     }
 
-    /// A new conversation: what came and was not used up will come again. The offset to tell.
+    /// A new conversation: what came need not come again, even if it was not used up yet. The offset to tell.
     pub fn resume(&mut self) -> u64 {
-        self.received = self.consumed;
-        self.acknowledge()
+        self.told = self.received;
+        self.received
+    }
+
+    /// Offset of the next byte that has not come.
+    #[must_use]
+    pub fn received(&self) -> u64 {
+        self.received
     }
 
     /// Offset of the next byte that the receiver is not done with.

@@ -23,8 +23,7 @@ pub struct RequestId {
 /// What came from the host.
 #[derive(Debug)]
 pub enum FromHost {
-    /// A conversation began. The caller forgets standard input that it has not used up, which will come again, and
-    /// sends a snapshot at once.
+    /// A conversation began. The caller sends a snapshot at once.
     Hello(Hello),
     /// A request, or why it cannot be understood.
     Request(RequestId, Result<Box<Request>, String>),
@@ -158,7 +157,7 @@ impl GuestLink {
     pub fn open_streams(&self) -> Vec<OpenStream> {
         let open = |(stream, s): (&u32, &Stream)| OpenStream {
             stream: *stream,
-            stdin: s.stdin.consumed(),
+            stdin: s.stdin.received(),
             stdout: s.stdout.acknowledged(),
             stderr: s.stderr.acknowledged(),
         };
@@ -300,8 +299,8 @@ impl GuestLink {
         self.open = true;
         self.conversation += 1;
         for stream in self.streams.values_mut() {
-            // What came but was not used up will come again.
-            stream.stdin = ReceiveWindow::at(stream.stdin.consumed());
+            // The snapshot tells the same.
+            stream.stdin.resume();
         }
         let program = concat!("cumulet-guest ", env!("CARGO_PKG_VERSION")).to_owned();
         let answer = Hello { version: VERSION.min(hello.version), epoch: hello.epoch, program };

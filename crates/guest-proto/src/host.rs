@@ -75,15 +75,15 @@ enum State {
 
 #[derive(Debug, Default)]
 struct Stream {
-    stdout: Option<ReceiveWindow>,
-    stderr: Option<ReceiveWindow>,
+    stdout: ReceiveWindow,
+    stderr: ReceiveWindow,
     stdin: SendQueue,
     /// Output is acknowledged and dropped: nobody listens any more.
     discarded: bool,
 }
 
 impl Stream {
-    fn window(&mut self, channel: Channel) -> &mut Option<ReceiveWindow> {
+    fn window(&mut self, channel: Channel) -> &mut ReceiveWindow {
         if channel == Channel::Stderr { &mut self.stderr } else { &mut self.stdout }
     }
 }
@@ -168,8 +168,8 @@ impl HostLink {
     /// Makes a stream known, for a process that is about to be started. A known one is left alone.
     pub fn open_stream(&mut self, stream: u32) {
         self.streams.entry(stream).or_insert_with(|| Stream {
-            stdout: Some(ReceiveWindow::default()),
-            stderr: Some(ReceiveWindow::default()),
+            stdout: ReceiveWindow::default(),
+            stderr: ReceiveWindow::default(),
             stdin: SendQueue::opened(),
             discarded: false,
         });
@@ -177,27 +177,35 @@ impl HostLink {
 
     /// Nobody listens to the stream any more: its output is dropped from now on, so that its process never waits.
     pub fn discard_stream(&mut self, stream: u32) {
+        if let Some(known) = self.streams.get_mut(&stream) {
+            known.discarded = true;
+        }
+        self.acknowledge_all(stream);
+    }
+
+    /// Forgets a stream, whose process could not be started or has ended. What was not consumed counts as such.
+    pub fn forget_stream(&mut self, stream: u32) {
+        self.acknowledge_all(stream);
+        self.streams.remove(&stream);
+    }
+
+    fn acknowledge_all(&mut self, stream: u32) {
         let Some(known) = self.streams.get_mut(&stream) else { return };
-        known.discarded = true;
         for channel in OUTPUTS {
-            if let Some(window) = known.window(channel) {
-                window.consume(u64::MAX / 2);
-                let offset = window.acknowledge();
+            let window = known.window(channel);
+            let before = window.acknowledge();
+            window.consume(u64::MAX);
+            let offset = window.acknowledge();
+            if offset > before && self.state == State::Open {
                 frame::write_window(&mut self.out, stream, channel, offset);
             }
         }
     }
 
-    /// Forgets a stream, whose process could not be started or has ended.
-    pub fn forget_stream(&mut self, stream: u32) {
-        self.streams.remove(&stream);
-    }
-
     /// The caller is done with so many bytes of output.
     pub fn consumed(&mut self, stream: u32, channel: Channel, bytes: usize) {
         let Some(known) = self.streams.get_mut(&stream) else { return };
-        let due = known.window(channel).as_mut().and_then(|window| window.consume(bytes as u64));
-        if let Some(offset) = due
+        if let Some(offset) = known.window(channel).consume(bytes as u64)
             && self.state == State::Open
         {
             frame::write_window(&mut self.out, stream, channel, offset);
@@ -287,7 +295,13 @@ impl HostLink {
                 let channel =
                     frame.closed().filter(|c| *c != Channel::Stdin).ok_or(LinkError::Frame(frame.kind))?;
                 let stream = frame.stream;
-                if self.streams.get_mut(&stream).is_some_and(|known| known.window(channel).take().is_some()) {
+                let Some(known) = self.streams.get_mut(&stream) else { return Ok(()) };
+                let window = known.window(channel);
+                let first = !window.is_closed();
+                if let Some(offset) = window.close() {
+                    frame::write_window(&mut self.out, stream, channel, offset);
+                }
+                if first {
                     events.push(FromGuest::Closed { stream, channel });
                 }
                 Ok(())
@@ -312,8 +326,8 @@ impl HostLink {
         let channel = if kind == Kind::Stderr { Channel::Stderr } else { Channel::Stdout };
         let Some(known) = self.streams.get_mut(&stream) else { return Ok(()) };
         let discarded = known.discarded;
-        let window = known.window(channel).as_mut().ok_or(LinkError::Window(stream))?;
-        if !window.receive(bytes.len()) {
+        let window = known.window(channel);
+        if window.is_closed() || !window.receive(bytes.len()) {
             return Err(LinkError::Window(stream));
         }
         if discarded {
@@ -329,8 +343,8 @@ impl HostLink {
         for open in &snapshot.streams {
             let stream = open.stream;
             let known = self.streams.entry(stream).or_insert_with(|| Stream {
-                stdout: Some(ReceiveWindow::at(open.stdout)),
-                stderr: Some(ReceiveWindow::at(open.stderr)),
+                stdout: ReceiveWindow::at(open.stdout),
+                stderr: ReceiveWindow::at(open.stderr),
                 stdin: SendQueue::suspended_at(open.stdin),
                 discarded: false,
             });
@@ -338,10 +352,8 @@ impl HostLink {
                 return Err(LinkError::Window(stream));
             }
             for channel in OUTPUTS {
-                if let Some(window) = known.window(channel) {
-                    let offset = window.resume();
-                    frame::write_window(&mut self.out, stream, channel, offset);
-                }
+                let offset = known.window(channel).resume();
+                frame::write_window(&mut self.out, stream, channel, offset);
             }
             events.push(FromGuest::StdinRoom { stream });
         }
@@ -358,7 +370,7 @@ impl HostLink {
         for stream in gone {
             let Some(mut known) = self.streams.remove(&stream) else { continue };
             for channel in OUTPUTS {
-                if known.window(channel).is_some() {
+                if !known.window(channel).is_closed() {
                     events.push(FromGuest::Closed { stream, channel });
                 }
             }

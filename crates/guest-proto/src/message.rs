@@ -211,7 +211,7 @@ pub struct Snapshot {
 pub struct OpenStream {
     /// Its number.
     pub stream: u32,
-    /// Bytes of standard input that the guest is done with.
+    /// Bytes of standard input that have come.
     pub stdin: u64,
     /// Offset of the first byte of standard output that can be sent again.
     pub stdout: u64,
