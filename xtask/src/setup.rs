@@ -8,8 +8,22 @@ use anyhow::{Context, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Packages that are installed on the machine: libseccomp and the C compiler to build, libnftables to run.
-const PACKAGES: &[&str] = &["gcc", "libc6-dev", "pkg-config", "libseccomp-dev", "libnftables1"];
+/// Packages that are installed on the machine: libseccomp and the C compiler to build, libnftables to run, QEMU and the
+/// tools for filesystems to run virtual machines.
+const PACKAGES: &[&str] = &[
+    "gcc",
+    "libc6-dev",
+    "pkg-config",
+    "libseccomp-dev",
+    "libnftables1",
+    "qemu-system-x86",
+    "qemu-utils",
+    "erofs-utils",
+    "e2fsprogs",
+];
+
+/// The package whose dependency is the current kernel for virtual machines.
+const KERNEL_PACKAGE: &str = "linux-image-cloud-amd64";
 
 /// Oldest minor version of kubectl that works with server-side printing and OpenAPI v3 alone.
 const OLDEST_KUBECTL_MINOR: u32 = 27;
@@ -27,6 +41,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     kubectl()?;
     old_kubectl()?;
     busybox()?;
+    guest_kernel()?;
     Ok(())
 }
 
@@ -135,6 +150,41 @@ fn own_package(package: &str) -> anyhow::Result<PathBuf> {
     }
     unpack(&dir)?;
     Ok(dir.join("tree"))
+}
+
+/// The kernel that virtual machines start: unpacked in the cache, not installed as this machine's.
+fn guest_kernel() -> anyhow::Result<()> {
+    let at = cache_dir().join("guest-kernel");
+    if at.join("boot").is_dir() {
+        return Ok(());
+    }
+    eprintln!("setup: fetching the kernel for virtual machines");
+    let depends = || output("apt-cache", &["depends", KERNEL_PACKAGE]);
+    let current = |text: String| {
+        let mut words =
+            text.lines().filter_map(|line| line.trim().strip_prefix("Depends: ").map(str::to_owned));
+        words.find(|name| name.starts_with("linux-image-"))
+    };
+    let package = match depends().ok().and_then(current) {
+        Some(package) => package,
+        None => {
+            run_command(command("apt-get").args(["-q", "update"]))?;
+            current(depends()?).with_context(|| format!("{KERNEL_PACKAGE} names no kernel"))?
+        }
+    };
+    let dir = cache_dir().join("packages").join(&package);
+    if !dir.join("tree").is_dir() {
+        fs::create_dir_all(&dir)?;
+        let download =
+            || run_command(command("apt-get").args(["-q", "download", &package]).current_dir(&dir));
+        if download().is_err() {
+            shell::run("apt-get", &["-q", "update"])?;
+            download()?;
+        }
+        unpack(&dir)?;
+    }
+    let _ = fs::remove_file(&at);
+    std::os::unix::fs::symlink(dir.join("tree"), &at).with_context(|| format!("cannot link {}", at.display()))
 }
 
 /// Downloads one package of another Debian release and unpacks it in the cache, without installing it. The mirror

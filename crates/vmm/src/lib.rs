@@ -12,12 +12,19 @@
 //! paths, and what it says is limited and checked. Absent on purpose: pods, containers, what is said on the channel to
 //! the guest's agent, addresses, and where anything is kept; the caller knows those.
 
+mod cpio;
 mod error;
+mod files;
+pub mod initramfs;
+pub mod kernel;
 pub mod machine;
 mod qemu;
 pub mod qmp;
+pub mod rootfs;
+pub mod scratch;
 
 pub use error::Error;
+pub use kernel::Kernel;
 pub use machine::spec::{
     Accelerator, Backing, Boot, ConsoleSpec, Disk, DiskFormat, Isolation, MachineSpec, Memory, Nic, OnReboot,
     Prepare, SharedDirectory,

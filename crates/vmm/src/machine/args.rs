@@ -25,6 +25,8 @@ pub(super) struct CommandLine {
     pub(super) descriptors: Vec<OwnedFd>,
     /// The guest's memory, when it is a file or ours.
     pub(super) memory: File,
+    /// Whether the firmware looks for something to start on the disks.
+    from_disk: bool,
 }
 
 /// QEMU's ends of our connections to it.
@@ -61,7 +63,8 @@ impl CommandLine {
     /// Translates a checked order. The memory is made or grown here.
     pub(super) fn new(spec: &mut MachineSpec, ends: Ends, qemu: &Qemu) -> Result<Self, Error> {
         let memory = open_memory(spec)?;
-        let mut line = Self { arguments: Vec::new(), descriptors: Vec::new(), memory };
+        let from_disk = matches!(spec.boot, Boot::Firmware);
+        let mut line = Self { arguments: Vec::new(), descriptors: Vec::new(), memory, from_disk };
         line.base(spec);
         line.memory(spec, qemu)?;
         line.boot(spec, qemu)?;
@@ -247,11 +250,12 @@ impl CommandLine {
                 );
             }
         }
+        let order = if self.from_disk { format!(",bootindex={}", n + 1) } else { String::new() };
         // An error of the host's disk is the guest's to see: a machine that stops on it would stop for ever.
         self.add(
             "-device",
             format!(
-                "virtio-blk-pci,id=blk{n},drive={node},serial={},werror=report,rerror=report,bootindex={n},disable-legacy=on",
+                "virtio-blk-pci,id=blk{n},drive={node},serial={},werror=report,rerror=report,disable-legacy=on{order}",
                 disk.serial
             ),
         );

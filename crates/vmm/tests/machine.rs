@@ -1,0 +1,247 @@
+//! Real machines: the distribution's kernel with the smallest agent, in software emulation.
+//!
+//! The kernel's package comes from `cargo xtask setup`. The agent is compiled here (`guest/init.c`).
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use cumulet_vmm::{
+    Accelerator, Boot, ConsoleSpec, Disk, DiskFormat, Failure, Isolation, Kernel, Machine, MachineSpec,
+    Memory, OnReboot, Qemu, State, initramfs, rootfs, scratch,
+};
+use std::fs::{self, File};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+
+/// A boot takes three seconds; a machine with other work on it may need ten times that.
+const PATIENCE: Duration = Duration::from_secs(60);
+const USER: u32 = 64_123;
+const MEMORY: u64 = 128 << 20;
+
+/// What all tests share: made once.
+struct Parts {
+    _dir: tempfile::TempDir,
+    qemu: Qemu,
+    kernel: Kernel,
+    initramfs: PathBuf,
+}
+
+fn parts() -> &'static Parts {
+    static PARTS: OnceLock<Parts> = OnceLock::new();
+    PARTS.get_or_init(|| {
+        let cache = std::env::var_os("CUMULET_CACHE").map_or_else(
+            || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache/cumulet-build"),
+            PathBuf::from,
+        );
+        let package = cache.join("guest-kernel");
+        assert!(package.is_dir(), "{} is missing: run `cargo xtask setup`", package.display());
+        let dir = tempfile::tempdir().unwrap();
+        let kernel = Kernel::install(&package, &dir.path().join("kernel")).unwrap();
+        kernel.verify().unwrap();
+        assert_eq!(kernel.slow_because(), None);
+        let agent = dir.path().join("agent");
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/init.c");
+        let gcc =
+            Command::new("gcc").args(["-static", "-O2", "-o"]).arg(&agent).arg(source).status().unwrap();
+        assert!(gcc.success());
+        let initramfs = initramfs::build(&kernel, &agent, dir.path()).unwrap();
+        assert_eq!(initramfs, initramfs::build(&kernel, &agent, dir.path()).unwrap());
+        Parts { qemu: Qemu::find().unwrap(), kernel, initramfs, _dir: dir }
+    })
+}
+
+/// Whether QEMU can be given a user of its own.
+fn isolation() -> Isolation {
+    let user = nix::unistd::geteuid().is_root().then_some((USER, USER));
+    Isolation { user, ..Isolation::default() }
+}
+
+/// The host's end of the channel.
+struct Channel(BufReader<UnixStream>);
+
+impl Channel {
+    async fn line(&mut self) -> String {
+        let mut line = String::new();
+        let read = self.0.read_line(&mut line);
+        tokio::time::timeout(PATIENCE, read).await.expect("the guest says nothing").unwrap();
+        line.trim().to_owned()
+    }
+
+    async fn ask(&mut self, command: &str) -> String {
+        self.0.get_mut().write_all(format!("{command}\n").as_bytes()).await.unwrap();
+        self.line().await
+    }
+}
+
+fn order(dir: &Path) -> (MachineSpec, Channel) {
+    let (ours, theirs) = StdUnixStream::pair().unwrap();
+    ours.set_nonblocking(true).unwrap();
+    let parts = parts();
+    let boot = Boot::Kernel {
+        image: File::open(parts.kernel.image()).unwrap(),
+        initramfs: File::open(&parts.initramfs).unwrap(),
+        parameters: Vec::new(),
+    };
+    let spec = MachineSpec {
+        name: "test".to_owned(),
+        accelerator: Accelerator::Tcg,
+        cpu_model: None,
+        vcpus: 1,
+        memory_bytes: MEMORY,
+        memory: Memory::Own,
+        boot,
+        channel: Some(theirs.into()),
+        console: ConsoleSpec {
+            log: dir.join("console.log"),
+            log_limit_bytes: 1 << 20,
+            socket: Some(dir.join("console.sock")),
+        },
+        disks: Vec::new(),
+        nics: Vec::new(),
+        page_reporting: true,
+        directories: Vec::new(),
+        on_reboot: OnReboot::Fail,
+        translation_cache_bytes: None,
+        isolation: isolation(),
+    };
+    (spec, Channel(BufReader::new(UnixStream::from_std(ours).unwrap())))
+}
+
+async fn until(machine: &Machine, fits: impl Fn(&State) -> bool) -> State {
+    let mut watch = machine.watch();
+    let state = tokio::time::timeout(PATIENCE, watch.wait_for(|s| fits(s))).await.expect("no such state");
+    state.unwrap().clone()
+}
+
+fn console(dir: &Path) -> String {
+    String::from_utf8_lossy(&fs::read(dir.join("console.log")).unwrap_or_default()).into_owned()
+}
+
+#[tokio::test]
+async fn a_life() {
+    let dir = tempfile::tempdir().unwrap();
+    let layer = dir.path().join("layer");
+    fs::create_dir(&layer).unwrap();
+    fs::write(layer.join("greeting"), "hello from the image").unwrap();
+    let digest = format!("sha256:{}", "ab".repeat(32));
+    let image = rootfs::build(&dir.path().join("images"), &digest, &[layer]).unwrap();
+    let (mut spec, mut channel) = order(dir.path());
+    let disk = |file, serial: &str, read_only| Disk {
+        file,
+        serial: serial.to_owned(),
+        read_only,
+        volatile: !read_only,
+        format: DiskFormat::Raw,
+    };
+    spec.disks = vec![
+        disk(File::open(image).unwrap(), &rootfs::serial(&digest), true),
+        disk(scratch::create(&dir.path().join("scratch"), 64 << 20).unwrap(), scratch::SERIAL, false),
+    ];
+    let begin = Instant::now();
+    let machine = Machine::spawn(&parts().qemu, spec).await.unwrap();
+    assert_eq!(machine.state(), State::Created);
+    let spawned = begin.elapsed();
+    machine.start().await.unwrap();
+    let hello = channel.line().await;
+    assert!(hello.starts_with("hello"), "{hello}");
+    println!("QMP after {spawned:?}, channel after {:?}: {hello}", begin.elapsed());
+    machine.guest_ready();
+    until(&machine, |s| *s == State::Running).await;
+
+    // Disks are found by their serial numbers.
+    assert_eq!(channel.ask(&format!("e {}", rootfs::serial(&digest))).await, "hello from the image");
+    assert_eq!(channel.ask(&format!("s {}", scratch::SERIAL)).await, "written");
+    let stats = machine.stats().await.unwrap();
+    assert_eq!(stats.memory_bytes, Some(MEMORY));
+    assert!(stats.disks.iter().any(|(s, c)| s == scratch::SERIAL && c.wr_bytes > 0), "{stats:?}");
+    let usage = machine.process_usage().unwrap();
+    println!("{usage:?}");
+    assert!(usage.cpu_ns > 0 && usage.pss_shared_memory_bytes > 0);
+
+    // Who it is on the host.
+    let status = fs::read_to_string(format!("/proc/{}/status", machine.pid())).unwrap();
+    if nix::unistd::geteuid().is_root() {
+        assert!(status.contains(&format!("Uid:\t{USER}\t{USER}\t{USER}\t{USER}\n")), "{status}");
+        assert!(status.contains("CapEff:\t0000000000000000"), "{status}");
+    }
+    assert!(status.contains("NoNewPrivs:\t1") && status.contains("Seccomp:\t2"), "{status}");
+
+    // A paused guest does nothing, and does not notice.
+    let before: f64 = channel.ask("t").await.parse().unwrap();
+    machine.pause().await.unwrap();
+    assert_eq!(machine.state(), State::Paused { booted: true });
+    channel.0.get_mut().write_all(b"t\n").await.unwrap();
+    let silent = tokio::time::timeout(Duration::from_millis(500), channel.0.fill_buf()).await;
+    assert!(silent.is_err(), "a paused guest answers");
+    machine.resume().await.unwrap();
+    let after: f64 = channel.line().await.parse().unwrap();
+    assert!(after - before < 0.45, "{before} {after}");
+
+    // People at the console.
+    let mut person = UnixStream::connect(dir.path().join("console.sock")).await.unwrap();
+    person.write_all(b"x").await.unwrap();
+    let mut echo = [0; 1];
+    tokio::time::timeout(PATIENCE, person.read_exact(&mut echo)).await.expect("no echo").unwrap();
+    assert_eq!(&echo, b"x");
+    assert!(console(dir.path()).contains("agent: console works"));
+
+    channel.0.get_mut().write_all(b"q\n").await.unwrap();
+    assert_eq!(tokio::time::timeout(PATIENCE, machine.ended()).await.unwrap(), State::Gone);
+    assert!(machine.start().await.is_err());
+    assert!(!Path::new(&format!("/proc/{}", machine.pid())).exists());
+}
+
+#[tokio::test]
+async fn a_panic_is_a_failure_with_its_message_on_the_console() {
+    let dir = tempfile::tempdir().unwrap();
+    let (spec, mut channel) = order(dir.path());
+    let machine = Machine::spawn(&parts().qemu, spec).await.unwrap();
+    machine.start().await.unwrap();
+    channel.line().await;
+    machine.guest_ready();
+    channel.0.get_mut().write_all(b"p\n").await.unwrap();
+    let state = tokio::time::timeout(PATIENCE, machine.ended()).await.unwrap();
+    assert_eq!(state, State::Failed(Failure::GuestPanicked));
+    assert!(console(dir.path()).contains("Attempted to kill init"), "{}", console(dir.path()));
+}
+
+#[tokio::test]
+async fn the_process_ends_when_it_is_killed_when_it_is_dropped_and_when_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let spawn = async || Machine::spawn(&parts().qemu, order(dir.path()).0).await.unwrap();
+
+    let killed = spawn().await;
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(killed.pid()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    let state = tokio::time::timeout(PATIENCE, killed.ended()).await.unwrap();
+    assert!(
+        matches!(
+            state,
+            State::Failed(Failure::ProcessEnded { signal: Some(9), .. } | Failure::ConnectionLost(_))
+        ),
+        "{state:?}"
+    );
+
+    let dropped = spawn().await;
+    let mut watch = dropped.watch();
+    drop(dropped);
+    let gone = async { while watch.changed().await.is_ok() {} };
+    tokio::time::timeout(PATIENCE, gone).await.expect("still there");
+
+    let asked = spawn().await;
+    assert_eq!(tokio::time::timeout(PATIENCE, asked.kill()).await.unwrap(), State::Gone);
+    assert_eq!(asked.kill().await, State::Gone);
+}
+
+#[tokio::test]
+async fn what_qemu_refuses_is_in_the_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut spec, _channel) = order(dir.path());
+    spec.cpu_model = Some("NoSuchModel".to_owned());
+    let error = Machine::spawn(&parts().qemu, spec).await.err().unwrap().to_string();
+    assert!(error.contains("NoSuchModel"), "{error}");
+}
