@@ -106,7 +106,7 @@ impl Failure {
             Self::Connection(_) => true,
             Self::Status { status, .. } => {
                 matches!(status.as_u16(), 408 | 425 | 429)
-                    || (status.is_server_error() && status.as_u16() != 501)
+                    || (status.is_server_error() && !matches!(status.as_u16(), 501 | 507))
             }
             Self::Peer(_) | Self::Content(_) | Self::Image(_) => false,
         }
@@ -231,6 +231,7 @@ mod tests {
             (500, true),
             (501, false),
             (503, true),
+            (507, false),
         ] {
             let status = StatusCode::from_u16(status).expect("status");
             let failure = Failure::Status { status, words: String::new(), retry_after: None };

@@ -25,6 +25,8 @@ pub(super) struct Session<'a> {
     pub(super) repository: String,
     credential: Option<Credential>,
     purpose: Purpose,
+    /// Held while a token is asked for: one serves all requests.
+    asking: tokio::sync::Mutex<()>,
 }
 
 /// A request that can be sent again.
@@ -52,7 +54,14 @@ impl<'a> Session<'a> {
             scopes,
             fingerprint: credential.as_ref().map(fingerprint),
         };
-        Self { client, source, repository: repository.to_owned(), credential, purpose }
+        Self {
+            client,
+            source,
+            repository: repository.to_owned(),
+            credential,
+            purpose,
+            asking: Default::default(),
+        }
     }
 
     /// Host and perhaps port.
@@ -82,12 +91,19 @@ impl<'a> Session<'a> {
                 return self.judge(response).await;
             }
             asked = true;
-            let challenges = challenge::offered(response.headers());
-            let answer =
-                client.tokens.answer(&client.transport, &self.source, &challenges, credential, &self.purpose);
-            match answer.await? {
-                Some(value) => known = Some(value),
-                None => return self.judge(response).await,
+            let _asking = self.asking.lock().await;
+            // Another request of ours may have asked meanwhile.
+            let newer = client.tokens.get(&self.purpose).filter(|newer| known.as_ref() != Some(newer));
+            known = match newer {
+                Some(newer) => Some(newer),
+                None => {
+                    let offered = challenge::offered(response.headers());
+                    let (transport, source) = (&client.transport, &self.source);
+                    client.tokens.answer(transport, source, &offered, credential, &self.purpose).await?
+                }
+            };
+            if known.is_none() {
+                return self.judge(response).await;
             }
         }
     }

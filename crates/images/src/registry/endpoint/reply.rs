@@ -30,6 +30,7 @@ pub(super) enum Code {
     Denied,
     Unsupported,
     TooManyRequests,
+    DiskFull,
     Unknown,
 }
 
@@ -51,6 +52,7 @@ impl Code {
             Self::Denied => ("DENIED", StatusCode::FORBIDDEN),
             Self::Unsupported => ("UNSUPPORTED", StatusCode::METHOD_NOT_ALLOWED),
             Self::TooManyRequests => ("TOOMANYREQUESTS", StatusCode::TOO_MANY_REQUESTS),
+            Self::DiskFull => ("UNKNOWN", StatusCode::INSUFFICIENT_STORAGE),
             Self::Unknown => ("UNKNOWN", StatusCode::INTERNAL_SERVER_ERROR),
         }
     }
@@ -95,8 +97,13 @@ impl Refusal {
 
 impl From<ImageError> for Refusal {
     fn from(error: ImageError) -> Self {
-        Self::new(Code::Unknown, error.to_string())
+        let full = matches!(&error, ImageError::Io { source, .. } if is_full(source));
+        Self::new(if full { Code::DiskFull } else { Code::Unknown }, error.to_string())
     }
+}
+
+fn is_full(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
 }
 
 pub(super) type Answer = Result<Response<Body>, Refusal>;

@@ -6,10 +6,15 @@ use crate::registry::sink::{Broken, Sink, pour};
 use crate::staging::WorkDir;
 use crate::{Digest, ImageError, ImageStore};
 use axum::body::Body;
+use futures_util::StreamExt;
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use uuid::Uuid;
+
+/// Most bytes, and longest time, that are spent on what is refused.
+const MAX_DRAINED: usize = 1 << 30;
+const DRAIN: Duration = Duration::from_secs(10);
 
 struct Session {
     repository: String,
@@ -111,7 +116,8 @@ impl Sessions {
         let (effect, sink) = self.apply(repository, id, Event::Begin { range, length })?;
         let (Effect::Receive { most }, Some(sink)) = (effect, sink) else { return Err(unknown()) };
         let before = sink.size();
-        let (sink, went) = pour(sink, body.into_data_stream(), most, self.limits.stall, |_| {}).await;
+        let mut body = body.into_data_stream();
+        let (sink, went) = pour(sink, body.by_ref(), most, self.limits.stall, |_| {}).await;
         let ended = match sink {
             None => self.apply(repository, id, Event::Lost).map(drop),
             Some(sink) => {
@@ -124,11 +130,15 @@ impl Sessions {
         };
         match went {
             Ok(()) => ended.and_then(|()| self.received(repository, id)),
-            Err(Broken::Disk(error)) => Err(error.into()),
-            Err(Broken::TooLarge(most)) => Err(Refusal::new(
-                Code::SizeInvalid,
-                format!("more than the {most} bytes that are allowed here"),
-            )),
+            Err(Broken::Disk(error)) => {
+                drain(body).await;
+                Err(error.into())
+            }
+            Err(Broken::TooLarge(most)) => {
+                drain(body).await;
+                let message = format!("more than the {most} bytes that are allowed here");
+                Err(Refusal::new(Code::SizeInvalid, message))
+            }
             Err(Broken::Stalled(stall)) => {
                 let message = format!("nothing came for {} seconds", stall.as_secs());
                 Err(Refusal::new(Code::BlobUploadInvalid, message))
@@ -165,6 +175,20 @@ impl Sessions {
         sink.into_iter().for_each(discard);
         Ok(())
     }
+}
+
+/// Reads on for a while: who is not listened to does not hear the answer.
+async fn drain(mut body: axum::body::BodyDataStream) {
+    let mut left = MAX_DRAINED;
+    let rest = async {
+        while let Some(Ok(bytes)) = body.next().await {
+            left = left.saturating_sub(bytes.len());
+            if left == 0 {
+                return;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(DRAIN, rest).await;
 }
 
 fn discard(sink: Sink) {
