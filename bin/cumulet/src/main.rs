@@ -1,7 +1,8 @@
 //! The one binary: arguments → configuration → wiring → run until a signal → drain. No logic of its own.
 //!
 //! `cumulet supervise DIR` is the pod supervisor: it is told apart before anything else happens, so that a supervisor
-//! carries neither the argument parser nor an async runtime of the cloud's size.
+//! carries neither the argument parser nor an async runtime of the cloud's size. So is `cumulet build-sandbox`, which
+//! runs one program of an image's build.
 
 mod detach;
 mod down;
@@ -18,11 +19,15 @@ use tracing_subscriber::prelude::*;
 
 fn main() -> ExitCode {
     let mut words = std::env::args_os().skip(1);
-    if words.next().is_some_and(|word| word == "supervise") {
+    let first = words.next().unwrap_or_default();
+    if first == "supervise" {
         return match words.next() {
             Some(dir) => cumulet_node::supervisor::run(Path::new(&dir)),
             None => ExitCode::from(exit::USAGE),
         };
+    }
+    if first == cumulet_cli::build_sandbox::COMMAND {
+        return cumulet_cli::build_sandbox::main();
     }
     // A usage error ends the program here, with exit code 2.
     let args = Args::parse();

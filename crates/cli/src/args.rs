@@ -104,14 +104,31 @@ pub enum Format {
     Name,
 }
 
+/// Options of `image build`.
+#[derive(Clone, Debug, ClapArgs)]
+pub struct ImageBuild {
+    /// The directory.
+    #[arg(default_value = ".")]
+    pub dir: PathBuf,
+    /// Make only what changed anew; this is what happens anyway.
+    #[arg(long, conflicts_with = "no_cache")]
+    pub update: bool,
+    /// Make everything anew.
+    #[arg(long)]
+    pub no_cache: bool,
+    /// Another tag than the version in cumulet.yaml, or another name.
+    #[arg(long, short = 't', value_name = "TAG")]
+    pub tag: Option<String>,
+    /// Fetch the index of Debian's packages even if it is younger than a day.
+    #[arg(long)]
+    pub refresh: bool,
+}
+
 /// Commands on images.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Image {
     /// Build an image from a directory with a cumulet.yaml, in it or in its `image` directory.
-    Build {
-        /// The directory.
-        dir: PathBuf,
-    },
+    Build(ImageBuild),
     /// Import images from a docker-archive or OCI tar; `-` reads standard input.
     Load {
         /// The archive.

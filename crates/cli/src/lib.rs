@@ -13,6 +13,7 @@ mod status;
 mod table;
 
 pub use args::{Args, Command};
+pub use image::sandbox as build_sandbox;
 pub use state_dir::StateDir;
 
 use anyhow::Context;

@@ -32,7 +32,9 @@ pub(crate) fn mount_root(layers: &[PathBuf], writable: &Path, target: &Path) -> 
     // The topmost layer comes first.
     let base = format!("/proc/self/fd/{}", links.as_raw_fd());
     let lower: Vec<String> = (0..layers.len()).rev().map(|i| format!("{base}/{i}")).collect();
-    let options = format!("lowerdir={},upperdir={base}/upper,workdir={base}/work", lower.join(":"));
+    // Whoever makes a layer of the writable directory needs it complete: no references into the layers below.
+    let whole = "redirect_dir=off,metacopy=off";
+    let options = format!("lowerdir={},upperdir={base}/upper,workdir={base}/work,{whole}", lower.join(":"));
     // The writable layer does not outlive its container, so nothing is gained by flushing it on unmount.
     let volatile = format!("{options},volatile");
     let attempt = |data: &str| mount(Some("overlay"), target, Some("overlay"), MsFlags::empty(), Some(data));

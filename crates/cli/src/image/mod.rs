@@ -3,14 +3,16 @@
 //! The store is shared with a running cloud and needs none: images can be brought before the first `up`.
 
 mod bar;
+mod build;
 mod inspect;
+pub mod sandbox;
 mod transfer;
 
 use crate::args::{Format, Image as Task};
 use crate::client::connect;
 use crate::{StateDir, block_on, table};
 use anyhow::{Context, bail};
-use cumulet_images::{BuildOptions, Digest, ImageStore, ImageSummary};
+use cumulet_images::{Digest, ImageStore, ImageSummary};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::ListParams;
@@ -19,7 +21,6 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{IsTerminal, Write};
 use std::path::Path;
-use std::time::Instant;
 
 /// Digits of a digest that people see.
 const SHORT_ID: usize = 12;
@@ -29,7 +30,7 @@ pub(crate) fn run(state: &StateDir, task: Task) -> anyhow::Result<()> {
     state.create()?;
     let store = ImageStore::open(&state.images())?;
     match task {
-        Task::Build { dir } => build(&store, &dir),
+        Task::Build(options) => build::run(state, &store, &options),
         Task::Load { file } => load(&store, &file),
         Task::Save { image, file } => save(&store, &image, &file),
         Task::Ls(output) => list(&store, output.format),
@@ -49,26 +50,6 @@ pub(crate) fn run(state: &StateDir, task: Task) -> anyhow::Result<()> {
         Task::Prune => prune(state, &store),
         Task::Verify => verify(&store),
     }
-}
-
-/// What describes an image, and the directory that may hold it beside manifests that `kubectl apply -f DIR` reads.
-const DESCRIPTION: &str = "cumulet.yaml";
-const IMAGE_DIR: &str = "image";
-
-fn build(store: &ImageStore, dir: &Path) -> anyhow::Result<()> {
-    let start = Instant::now();
-    let below = dir.join(IMAGE_DIR);
-    let dir = if !dir.join(DESCRIPTION).exists() && below.join(DESCRIPTION).exists() { &below } else { dir };
-    let built = store.build(dir, &BuildOptions::from_env()?)?;
-    eprintln!(
-        "{} built in {:.2} s: {}, {} entries",
-        built.reference.short(),
-        start.elapsed().as_secs_f64(),
-        table::bytes(built.size_bytes),
-        built.entries
-    );
-    println!("{}", built.digest);
-    Ok(())
 }
 
 fn load(store: &ImageStore, file: &Path) -> anyhow::Result<()> {

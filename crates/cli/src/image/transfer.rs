@@ -6,7 +6,7 @@ use anyhow::Context;
 use cumulet_images::{Client, ClientOptions, ImageStore, Keyring, Reference, RegistriesConfig};
 use std::time::Instant;
 
-fn client(state: &StateDir, store: &ImageStore) -> anyhow::Result<(Client, Keyring)> {
+pub(super) fn client(state: &StateDir, store: &ImageStore) -> anyhow::Result<(Client, Keyring)> {
     let registries = RegistriesConfig::load(&state.registries())?;
     let client = Client::new(store.clone(), ClientOptions { registries, ..ClientOptions::default() })?;
     Ok((client, Keyring::of_user()?))

@@ -27,6 +27,9 @@ pub(super) struct Description {
     /// Debian packages on top of the base.
     #[serde(default)]
     packages: Vec<Spanned<String>>,
+    /// Debian packages that only the commands of the build see.
+    #[serde(default)]
+    build_packages: Vec<Spanned<String>>,
     /// Keep what locales and documentation packages bring.
     #[serde(default)]
     pub(super) locales: bool,
@@ -128,7 +131,8 @@ impl Description {
         if let Some(port) = self.expose.iter().find(|port| !is_port(port)) {
             return wrong(None, format!("expose: \"{port}\" is no port: write 8080, 8080/tcp or 53/udp"));
         }
-        if let Some(bad) = self.packages().into_iter().find(|word| !is_package(&word.text)) {
+        let all = self.packages().into_iter().chain(self.build_packages());
+        if let Some(bad) = all.into_iter().find(|word| !is_package(&word.text)) {
             return wrong(bad.at, format!("packages: \"{}\" is not the name of a Debian package", bad.text));
         }
         if let Some(bad) = self.commands().into_iter().find(|word| word.text.trim().is_empty()) {
@@ -158,10 +162,12 @@ impl Description {
 
     /// Packages, sorted and without duplicates.
     pub(super) fn packages(&self) -> Vec<Word> {
-        let mut words: Vec<Word> = self.packages.iter().map(Word::from).collect();
-        words.sort_by(|a, b| a.text.cmp(&b.text));
-        words.dedup_by(|a, b| a.text == b.text);
-        words
+        sorted(&self.packages)
+    }
+
+    /// Packages for the commands alone, sorted and without duplicates.
+    pub(super) fn build_packages(&self) -> Vec<Word> {
+        sorted(&self.build_packages)
     }
 
     /// Images to merge, in order.
@@ -211,6 +217,13 @@ impl Description {
             config.labels.get_or_insert_default().extend(self.labels.clone());
         }
     }
+}
+
+fn sorted(words: &[Spanned<String>]) -> Vec<Word> {
+    let mut words: Vec<Word> = words.iter().map(Word::from).collect();
+    words.sort_by(|a, b| a.text.cmp(&b.text));
+    words.dedup_by(|a, b| a.text == b.text);
+    words
 }
 
 fn is_port(text: &str) -> bool {

@@ -139,15 +139,7 @@ impl Builder<'_> {
         let files = self.gather("files", &description.files.0, &ignored)?;
         let entries = files.members.len();
         let mut stack = self.base(description, &mut steps)?;
-        let packages = description.packages();
-        if !packages.is_empty() {
-            let name = format!("packages ({})", packages.len());
-            let added = self.step(&mut steps, &name, || {
-                self.debian_packages(&stack, &packages)
-                    .map(|(layer, known)| (vec![layer], usize::from(known)))
-            })?;
-            stack.extend(added);
-        }
+        self.packages(&mut stack, "packages", &description.packages(), &mut steps)?;
         for word in description.required() {
             self.require(&mut stack, &word, &mut steps)?;
         }
@@ -182,7 +174,8 @@ impl Builder<'_> {
         let name = format!("base {}", word.text);
         if let Some(suite) = debian::suite_of(&word.text) {
             let layers = self.step(steps, &name, || {
-                self.debian_base(suite, &word).map(|(layer, known)| (vec![layer], usize::from(known)))
+                let (layer, known) = self.debian_base(suite, &word)?;
+                Ok((self.ready(vec![layer])?, usize::from(known)))
             })?;
             let mut stack = Stack::empty();
             stack.extend(layers);
@@ -240,6 +233,28 @@ impl Builder<'_> {
         Ok(())
     }
 
+    /// Puts packages on top.
+    fn packages(
+        &self,
+        stack: &mut Stack,
+        key: &str,
+        words: &[Word],
+        steps: &mut Vec<Step>,
+    ) -> Result<(), ImageError> {
+        if words.is_empty() {
+            return Ok(());
+        }
+        let added = self.step(steps, &format!("{key} ({})", words.len()), || {
+            let (layer, known) = match stack.layers.is_empty() {
+                true => self.debian_unpacked(key, words)?,
+                false => self.debian_packages(key, stack, words)?,
+            };
+            Ok((self.ready(vec![layer])?, usize::from(known)))
+        })?;
+        stack.extend(added);
+        Ok(())
+    }
+
     /// Runs the commands, each on the layers before it.
     fn build(
         &self,
@@ -262,9 +277,12 @@ impl Builder<'_> {
         }
         set_env(&mut env, "SOURCE_DATE_EPOCH", &self.options.source_date_epoch.to_string());
         let mut unpacked = None;
+        // What the commands see; of this, only what they make gets into the image.
+        let mut bench = Stack { layers: stack.layers.clone(), config: stack.config.clone() };
+        self.packages(&mut bench, "build_packages", &description.build_packages(), steps)?;
         for word in commands {
             let key = KeyMaker::new("build")
-                .with_all(stack.diff_ids())
+                .with_all(bench.diff_ids())
                 .with(&word.text)
                 .with_all(&env)
                 .with([u8::from(description.network)])
@@ -279,10 +297,11 @@ impl Builder<'_> {
                     Some(dir) => dir,
                     None => unpacked.insert(self.unpack_sources(&sources)?),
                 };
-                let layers = self.command(stack, word, &env, description.network, dir)?;
+                let layers = self.command(&bench, word, &env, description.network, dir)?;
                 self.record.put(&key, &layers);
                 Ok((layers, 0))
             })?;
+            bench.extend(added.clone());
             stack.extend(added);
         }
         Ok(())

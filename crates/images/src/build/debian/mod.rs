@@ -36,6 +36,8 @@ const SUITES: [&str; 8] =
 const ESSENTIAL: &str = "?and(?essential,?not(?exact-name(apt)))";
 /// Lets the base do without the program that converts old installations.
 const MERGED: &str = "usr-is-merged";
+/// The release of packages that are unpacked without a base.
+const UNPACKED_SUITE: &str = "bookworm";
 /// Where the sandbox shows packages and the installation's script.
 const PACKAGES_AT: &str = "/run/packages";
 const SCRIPT_AT: &str = "/run/cumulet";
@@ -99,12 +101,17 @@ impl Builder<'_> {
     }
 
     /// The layer that packages add to a stack, and whether it was there already.
-    pub(super) fn debian_packages(&self, stack: &Stack, words: &[Word]) -> Result<(Layer, bool), ImageError> {
+    pub(super) fn debian_packages(
+        &self,
+        kind: &str,
+        stack: &Stack,
+        words: &[Word],
+    ) -> Result<(Layer, bool), ImageError> {
         let dirs = stack.dirs(self.store);
-        let (status, suite) = self.database(&dirs, &words[0])?;
+        let (status, suite) = self.database(kind, &dirs, &words[0])?;
         let wanted: Vec<String> = words.iter().map(|word| word.text.clone()).collect();
-        let apt = self.apt(&suite).map_err(|error| self.explain("packages", words, None, error))?;
-        let explain = |error| self.explain("packages", words, Some(&apt), error);
+        let apt = self.apt(&suite).map_err(|error| self.explain(kind, words, None, error))?;
+        let explain = |error| self.explain(kind, words, Some(&apt), error);
         let index = apt.index(self.options.refresh, self.report()).map_err(explain)?;
         let below = stack.diff_ids();
         let asked =
@@ -121,8 +128,36 @@ impl Builder<'_> {
         let upper = self.install(&apt, &plan, dirs, &script(&plan))?;
         let mut members = Tree::read(&upper.join("upper"))?.finish();
         self.strip(&mut members, false)?;
-        let layer = self.publish("packages", &members, Packing::Gzip)?;
+        let layer = self.publish(kind, &members, Packing::Gzip)?;
         let _ = fs::remove_dir_all(&upper);
+        self.note(&asked, &key, &layer);
+        Ok((layer, false))
+    }
+
+    /// The layer of packages without a base: they and what they depend on, unpacked. Their scripts are not run, since
+    /// there is nothing that could run them.
+    pub(super) fn debian_unpacked(&self, kind: &str, words: &[Word]) -> Result<(Layer, bool), ImageError> {
+        let wanted: Vec<String> = words.iter().map(|word| word.text.clone()).collect();
+        let apt = self.apt(UNPACKED_SUITE).map_err(|error| self.explain(kind, words, None, error))?;
+        let explain = |error| self.explain(kind, words, Some(&apt), error);
+        let index = apt.index(self.options.refresh, self.report()).map_err(explain)?;
+        let asked = self.asked("unpacked", UNPACKED_SUITE, index.as_str()).with_all(&wanted).finish();
+        if let Some(known) = self.known(&asked) {
+            return Ok((known, true));
+        }
+        let status = apt.empty_status();
+        let plan = apt.plan(&wanted, &status).map_err(explain)?;
+        let key = self.result_key("unpacked", &plan).finish();
+        if let Some(layer) = self.known_result(&asked, &key) {
+            return Ok((layer, true));
+        }
+        apt.fetch(&wanted, &status, &plan, self.report()).map_err(explain)?;
+        let root = self.work.fresh();
+        self.extract(&root, &apt, &plan)?;
+        let mut members = Tree::read(&root)?.finish();
+        self.strip(&mut members, true)?;
+        let layer = self.publish(kind, &members, Packing::Gzip)?;
+        let _ = fs::remove_dir_all(&root);
         self.note(&asked, &key, &layer);
         Ok((layer, false))
     }
@@ -167,10 +202,10 @@ impl Builder<'_> {
     }
 
     /// The package database of a stack, and the release that it belongs to.
-    fn database(&self, dirs: &[PathBuf], at: &Word) -> Result<(PathBuf, String), ImageError> {
+    fn database(&self, kind: &str, dirs: &[PathBuf], at: &Word) -> Result<(PathBuf, String), ImageError> {
         let none = || {
-            let message = "packages: the base has no Debian package database; use for example \"base: debian:bookworm\"";
-            ImageError::Build { path: self.path.clone(), at: at.at, message: message.to_owned() }
+            let hint = "use for example \"base: debian:bookworm\"";
+            self.wrong(at.at, format!("{kind}: the base has no Debian package database; {hint}"))
         };
         let status = find(dirs, "var/lib/dpkg/status").ok_or_else(none)?;
         let release =
@@ -192,6 +227,8 @@ impl Builder<'_> {
         self.say(Event::Advance(0.0, "unpacking"));
         let root = self.work.fresh();
         self.extract(&root, apt, plan)?;
+        let status = root.join("var/lib/dpkg/status");
+        fs::write(&status, "").map_err(io("make", &status))?;
         let files: Vec<String> =
             plan.archives.values().map(|archive| format!("{PACKAGES_AT}/{}", archive.file)).collect();
         // Everything is there already in its final form, so that scripts work in any order.
@@ -229,8 +266,7 @@ impl Builder<'_> {
             self.say(Event::Advance(i as f32 / names.len() as f32 / 3.0, "unpacking"));
             extract_one(&apt.archives().join(&plan.archives[*name].file), root)?;
         }
-        let status = root.join("var/lib/dpkg/status");
-        fs::write(&status, "").map_err(io("make", &status))
+        Ok(())
     }
 
     /// Runs an installation in the sandbox, and gives the directory of its writable layer.
