@@ -30,5 +30,5 @@ pub use machine::spec::{
     Prepare, SharedDirectory,
 };
 pub use machine::state::{Event, Failure, State, Verdict};
-pub use machine::{Machine, ProcessUsage, Stats};
+pub use machine::{Machine, MemoryCopy, ProcessUsage, Stats};
 pub use qemu::{OLDEST, Qemu};

@@ -245,3 +245,85 @@ async fn what_qemu_refuses_is_in_the_error() {
     let error = Machine::spawn(&parts().qemu, spec).await.err().unwrap().to_string();
     assert!(error.contains("NoSuchModel"), "{error}");
 }
+
+/// One template, two clones at once: each goes on where the template was, with memory of its own.
+#[tokio::test]
+async fn clones_go_on_where_their_template_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut spec, mut channel) = order(dir.path());
+    spec.page_reporting = false;
+    let template = Machine::spawn(&parts().qemu, spec).await.unwrap();
+    template.start().await.unwrap();
+    channel.line().await;
+    template.guest_ready();
+    assert_eq!(channel.ask("x").await, "x");
+    let before: f64 = channel.ask("t").await.parse().unwrap();
+    let (state_path, memory_path) = (dir.path().join("state"), dir.path().join("memory"));
+    assert!(
+        template.save(File::create(&state_path).unwrap()).await.is_err(),
+        "a running machine is not saved"
+    );
+    let begin = Instant::now();
+    template.pause().await.unwrap();
+    template.save(File::create(&state_path).unwrap()).await.unwrap();
+    let saved = begin.elapsed();
+    let copy = template.copy_memory(&File::create(&memory_path).unwrap()).unwrap();
+    println!(
+        "devices' state: {} bytes in {saved:?}; {copy:?} after {:?}",
+        fs::metadata(&state_path).unwrap().len(),
+        begin.elapsed()
+    );
+    template.resume().await.unwrap();
+    assert_eq!(channel.ask("x again").await, "x again");
+    template.kill().await;
+
+    if let Some((user, group)) = isolation().user {
+        std::os::unix::fs::chown(&memory_path, Some(user), Some(group)).unwrap();
+    }
+    let (one, two) = tokio::join!(clone(dir.path(), "x-one"), clone(dir.path(), "x-two"));
+    for (machine, mut channel) in [one, two] {
+        let after: f64 = channel.ask("t").await.parse().unwrap();
+        assert!(after >= before && after < before + 20.0, "{before} {after}");
+        println!("clone: {:?}", machine.process_usage().unwrap());
+        machine.kill().await;
+    }
+}
+
+async fn clone(dir: &Path, name: &str) -> (Machine, Channel) {
+    let own = dir.join(name);
+    fs::create_dir(&own).unwrap();
+    let (mut spec, mut channel) = order(&own);
+    spec.page_reporting = false;
+    spec.boot = Boot::Incoming;
+    spec.memory = Memory::CopyOnWrite(File::open(dir.join("memory")).unwrap());
+    let begin = Instant::now();
+    let machine = Machine::spawn(&parts().qemu, spec).await.unwrap();
+    let spawned = begin.elapsed();
+    machine.load(File::open(dir.join("state")).unwrap()).await.unwrap();
+    let loaded = begin.elapsed();
+    machine.start().await.unwrap();
+    assert_eq!(channel.ask(name).await, name);
+    println!("clone {name}: QMP {spawned:?}, loaded {loaded:?}, first answer {:?}", begin.elapsed());
+    machine.guest_ready();
+    (machine, channel)
+}
+
+/// A state that does not fit is refused with QEMU's reason, and nothing runs.
+#[tokio::test]
+async fn a_broken_state_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("state"), b"no state of any machine, but long enough to be read").unwrap();
+    let memory = File::create(dir.path().join("memory")).unwrap();
+    memory.set_len(MEMORY).unwrap();
+    if let Some((user, group)) = isolation().user {
+        std::os::unix::fs::chown(dir.path().join("memory"), Some(user), Some(group)).unwrap();
+    }
+    let (mut spec, _channel) = order(dir.path());
+    spec.page_reporting = false;
+    spec.boot = Boot::Incoming;
+    spec.memory = Memory::CopyOnWrite(File::open(dir.path().join("memory")).unwrap());
+    let machine = Machine::spawn(&parts().qemu, spec).await.unwrap();
+    let error = machine.load(File::open(dir.path().join("state")).unwrap()).await.unwrap_err().to_string();
+    println!("{error}");
+    assert!(error.contains("migrate-incoming"), "{error}");
+}

@@ -12,10 +12,12 @@ pub mod args;
 mod console;
 mod process;
 mod qcow2;
+mod snapshot;
 pub mod spec;
 pub mod state;
 
 pub use process::ProcessUsage;
+pub use snapshot::MemoryCopy;
 
 use crate::error::system;
 use crate::qmp::{Balloon, BlockCounters, BlockStats, Qmp, QmpEvent};
@@ -46,6 +48,15 @@ enum Order {
     Kill,
 }
 
+/// How the last transfer of a machine's state ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum MigrationEnd {
+    /// There was none.
+    None,
+    Completed,
+    Failed,
+}
+
 /// A machine. Copies are handles of the same one.
 #[derive(Debug, Clone)]
 pub struct Machine {
@@ -58,11 +69,8 @@ struct Shared {
     pid: u32,
     /// Serial numbers of the disks, in order.
     serials: Vec<String>,
-    #[expect(
-        dead_code,
-        reason = "read by snapshots; held so that the memory outlives a QEMU that closes it"
-    )]
     memory: File,
+    migration: watch::Receiver<MigrationEnd>,
     orders: mpsc::UnboundedSender<Order>,
     state: watch::Receiver<State>,
     last_words: watch::Receiver<String>,
@@ -103,11 +111,14 @@ impl Machine {
         };
         let (orders, inbox) = mpsc::unbounded_channel();
         let (publish, state) = watch::channel(State::Created);
-        let driver = Driver { child, state: publish, ended: false };
+        let (transfers, migration) = watch::channel(MigrationEnd::None);
+        let driver = Driver { child, state: publish, transfers, ended: false };
         let console = tokio::spawn(console.run());
         // The driver ends with the process, which ends with the last handle: nobody has to wait for it.
         tokio::spawn(driver.run(events, inbox, console));
-        Ok(Self { shared: Arc::new(Shared { qmp, pid, serials, memory, orders, state, last_words }) })
+        Ok(Self {
+            shared: Arc::new(Shared { qmp, pid, serials, memory, migration, orders, state, last_words }),
+        })
     }
 
     /// Lets the guest run for the first time.
@@ -259,6 +270,7 @@ impl Machine {
 struct Driver {
     child: Child,
     state: watch::Sender<State>,
+    transfers: watch::Sender<MigrationEnd>,
     ended: bool,
 }
 
@@ -275,7 +287,7 @@ impl Driver {
             tokio::select! {
                 biased;
                 event = events.recv(), if connected => match event {
-                    Some(event) => if let Some(event) = translate(&event) { self.apply(&event) },
+                    Some(event) => self.hear(&event),
                     None => {
                         connected = false;
                         self.connection_lost();
@@ -286,7 +298,7 @@ impl Driver {
                     let (code, signal) = status.map_or((None, None), |s| (s.code(), s.signal()));
                     // What QEMU said last is about its end and comes first.
                     while let Ok(event) = events.try_recv() {
-                        if let Some(event) = translate(&event) { self.apply(&event) }
+                        self.hear(&event);
                     }
                     self.apply(&Event::Exited { code, signal });
                 }
@@ -300,6 +312,20 @@ impl Driver {
         // QEMU's end closes the console's line; its last output is read before the task ends by itself.
         if console.await.is_err() {
             tracing::debug!("the console's task broke");
+        }
+    }
+
+    fn hear(&mut self, event: &QmpEvent) {
+        let end = match (event.name.as_str(), event.data["status"].as_str()) {
+            ("MIGRATION", Some("completed")) => Some(MigrationEnd::Completed),
+            ("MIGRATION", Some("failed")) => Some(MigrationEnd::Failed),
+            _ => None,
+        };
+        if let Some(end) = end {
+            self.transfers.send_replace(end);
+        }
+        if let Some(event) = translate(event) {
+            self.apply(&event);
         }
     }
 

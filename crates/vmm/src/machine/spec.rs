@@ -56,7 +56,7 @@ pub enum Boot {
     },
     /// Whatever the first disk has, through SeaBIOS.
     Firmware,
-    /// A clone: the state comes from a snapshot ([`super::Machine::restore`]), nothing starts. Such a machine cannot
+    /// A clone: the state comes from a snapshot ([`super::Machine::load`]), nothing starts. Such a machine cannot
     /// be reset.
     Incoming,
 }
@@ -64,7 +64,7 @@ pub enum Boot {
 /// Where the guest's memory is.
 #[derive(Debug)]
 pub enum Memory {
-    /// Shared anonymous memory of this machine alone, which [`super::Machine::snapshot`] can copy.
+    /// Shared anonymous memory of this machine alone, which [`super::Machine::copy_memory`] can copy.
     Own,
     /// A file whose contents are the memory, written as the guest writes. It is grown to the size.
     Shared(File),

@@ -1,0 +1,204 @@
+//! Saving a machine and starting others from it.
+//!
+//! The guest's memory is a file of its own and is left out of QEMU's stream (`x-ignore-shared`), which so has only the
+//! devices' state, some hundred kilobytes. A clone maps the memory copy-on-write: nothing is copied at its start, and
+//! all clones share the pages that none of them has changed.
+//!
+//! A clone needs the same devices in the same order, the same CPU model, memory size, kind of firmware and version of
+//! QEMU; QEMU checks some of that and refuses, the rest is the caller's to keep.
+
+use super::state::State;
+use super::{Machine, MigrationEnd};
+use crate::Error;
+use crate::error::system;
+use crate::qmp::MigrationStatus;
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
+use serde_json::{Value, json};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::time::Duration;
+
+/// Longest time for the devices' state in either direction.
+const LIMIT: Duration = Duration::from_secs(30);
+const PAGE: usize = 4096;
+const CHUNK: usize = 1 << 20;
+
+/// What a copy of a guest's memory has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MemoryCopy {
+    /// Size of the memory in bytes.
+    pub size_bytes: u64,
+    /// What was copied; the rest is zero and takes up no space.
+    pub data_bytes: u64,
+}
+
+impl Machine {
+    /// Writes the devices' state of a paused machine into `state`. The memory is not in it: it is in the file of
+    /// [`super::spec::Memory::Shared`], or comes by [`Self::copy_memory`]. Afterwards the machine may go on
+    /// ([`Self::resume`]).
+    ///
+    /// # Errors
+    /// The machine is not paused, QEMU refused (a device that cannot be saved, such as a shared directory), or the
+    /// file could not be written.
+    pub async fn save(&self, state: File) -> Result<(), Error> {
+        self.require("save", |s| matches!(s, State::Paused { .. }))?;
+        self.prepare_migration().await?;
+        self.migrate("migrate", state).await
+    }
+
+    /// Reads the devices' state into a machine that was spawned with [`super::spec::Boot::Incoming`]. Then
+    /// [`Self::start`] lets it go on where the template was.
+    ///
+    /// # Errors
+    /// The machine has started already, or the state does not fit it.
+    pub async fn load(&self, state: File) -> Result<(), Error> {
+        self.require("load", |s| matches!(s, State::Created))?;
+        self.prepare_migration().await?;
+        self.migrate("migrate-incoming", state).await
+    }
+
+    /// Copies the memory of a paused machine into an empty file, without pages that are zero. Blocks.
+    ///
+    /// # Errors
+    /// The machine is not paused, or the file could not be written.
+    pub fn copy_memory(&self, to: &File) -> Result<MemoryCopy, Error> {
+        self.require("copy the memory of", |s| matches!(s, State::Paused { .. }))?;
+        copy_sparse(&self.shared.memory, to)
+    }
+
+    async fn prepare_migration(&self) -> Result<(), Error> {
+        let on = |name: &str| json!({ "capability": name, "state": true });
+        let arguments = json!({ "capabilities": [on("x-ignore-shared"), on("events")] });
+        let _: Value = self.qmp().execute("migrate-set-capabilities", arguments).await?;
+        Ok(())
+    }
+
+    async fn migrate(&self, command: &'static str, state: File) -> Result<(), Error> {
+        let mut end = self.shared.migration.clone();
+        end.mark_unchanged();
+        self.qmp().give_descriptor("state", state.into()).await?;
+        let _: Value = self.qmp().execute(command, json!({ "uri": "fd:state" })).await?;
+        let finished = tokio::time::timeout(LIMIT, end.changed())
+            .await
+            .map_err(|_| Error::Deadline { what: command, limit_ms: LIMIT.as_millis() })?;
+        // A state that does not fit makes an incoming QEMU end: its last words say why.
+        let broken = || Error::Refused { command, reason: self.last_words().trim().to_owned() };
+        finished.map_err(|_| broken())?;
+        let result = *end.borrow();
+        match result {
+            MigrationEnd::Completed => Ok(()),
+            MigrationEnd::None | MigrationEnd::Failed => {
+                let status: Result<MigrationStatus, Error> =
+                    self.qmp().execute("query-migrate", Value::Null).await;
+                match status {
+                    Ok(MigrationStatus { error: Some(reason), .. }) => {
+                        Err(Error::Refused { command, reason })
+                    }
+                    _ => Err(broken()),
+                }
+            }
+        }
+    }
+}
+
+/// Copies what is in a file, leaving holes where there are holes or zeroes.
+fn copy_sparse(from: &File, to: &File) -> Result<MemoryCopy, Error> {
+    let size = from.metadata().map_err(system("look at the memory"))?.len();
+    to.set_len(size).map_err(system("size the memory's file"))?;
+    let mut copy = MemoryCopy { size_bytes: size, data_bytes: 0 };
+    let mut buffer = vec![0; CHUNK];
+    let mut at = 0;
+    while let Some((start, end)) = next_data(from, at, size)? {
+        at = start;
+        while at < end {
+            let length = CHUNK.min(usize::try_from(end - at).unwrap_or(CHUNK));
+            let chunk = &mut buffer[..length];
+            from.read_exact_at(chunk, at).map_err(system("read the memory"))?;
+            copy.data_bytes += write_pages(to, chunk, at)?;
+            at += length as u64;
+        }
+    }
+    Ok(copy)
+}
+
+/// The next range of a file that is not a hole.
+fn next_data(file: &File, from: u64, size: u64) -> Result<Option<(u64, u64)>, Error> {
+    let seek = |at: u64, whence| {
+        let at = i64::try_from(at).map_err(|_| Errno::EOVERFLOW)?;
+        lseek(file, at, whence).map(|found| u64::try_from(found).unwrap_or_default())
+    };
+    if from >= size {
+        return Ok(None);
+    }
+    let start = match seek(from, Whence::SeekData) {
+        Ok(start) => start,
+        // Nothing but a hole up to the end.
+        Err(Errno::ENXIO) => return Ok(None),
+        Err(error) => return Err(system("look for data in the memory")(error)),
+    };
+    let end = seek(start, Whence::SeekHole).map_err(system("look for holes in the memory"))?;
+    Ok(Some((start, end.min(size))))
+}
+
+/// Writes the pages of a chunk that are not zero, runs of them at once; how many bytes.
+fn write_pages(to: &File, chunk: &[u8], at: u64) -> Result<u64, Error> {
+    let mut written = 0;
+    let mut run: Option<usize> = None;
+    let pages = chunk.len().div_ceil(PAGE);
+    for page in 0..=pages {
+        let begin = page * PAGE;
+        let zero = page == pages || is_zero(&chunk[begin..chunk.len().min(begin + PAGE)]);
+        match (run, zero) {
+            (None, false) => run = Some(begin),
+            (Some(start), true) => {
+                let data = &chunk[start..chunk.len().min(begin)];
+                to.write_all_at(data, at + start as u64).map_err(system("write the memory's file"))?;
+                written += data.len() as u64;
+                run = None;
+            }
+            _ => {}
+        }
+    }
+    Ok(written)
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    let (words, rest) = bytes.as_chunks::<16>();
+    words.iter().all(|w| u128::from_ne_bytes(*w) == 0) && rest.iter().all(|b| *b == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::os::unix::fs::MetadataExt;
+
+    proptest! {
+        #[test]
+        fn copies_are_equal_and_no_larger(
+            pages in proptest::collection::vec(0u8..4, 1..600),
+            tail in 0usize..PAGE,
+        ) {
+            let from = tempfile::tempfile().unwrap();
+            let size = pages.len() * PAGE + tail;
+            from.set_len(size as u64).unwrap();
+            for (n, kind) in pages.iter().enumerate() {
+                match kind {
+                    1 => from.write_all_at(&[0; PAGE], (n * PAGE) as u64).unwrap(),
+                    2 => from.write_all_at(&[7], (n * PAGE + PAGE - 1) as u64).unwrap(),
+                    _ => {}
+                }
+            }
+            let to = tempfile::tempfile().unwrap();
+            let copy = copy_sparse(&from, &to).unwrap();
+            let mut contents = [vec![1; size], vec![2; size]];
+            from.read_exact_at(&mut contents[0], 0).unwrap();
+            to.read_exact_at(&mut contents[1], 0).unwrap();
+            prop_assert!(contents[0] == contents[1]);
+            let used = pages.iter().filter(|kind| **kind == 2).count() * PAGE;
+            prop_assert_eq!(copy, MemoryCopy { size_bytes: size as u64, data_bytes: used as u64 });
+            prop_assert!(to.metadata().unwrap().blocks() * 512 <= used as u64 + 65536);
+        }
+    }
+}
