@@ -12,7 +12,17 @@ use std::fs;
 const LAYERS: &[(u8, &[&str])] = &[
     (1, &["cumulet-api", "cumulet-cluster"]),
     (2, &["cumulet-merge", "cumulet-podlife", "cumulet-netplan"]),
-    (3, &["cumulet-store", "cumulet-images", "cumulet-container", "cumulet-net", "cumulet-dns"]),
+    (
+        3,
+        &[
+            "cumulet-store",
+            "cumulet-images",
+            "cumulet-container",
+            "cumulet-vmm",
+            "cumulet-net",
+            "cumulet-dns",
+        ],
+    ),
     (4, &["cumulet-apiserver", "cumulet-controllers", "cumulet-node", "cumulet-cli"]),
     (5, &["cumulet"]),
     (6, &["cumulet-e2e", "cumulet-fuzz", "cumulet-perf", "xtask"]),

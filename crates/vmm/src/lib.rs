@@ -17,6 +17,7 @@ mod error;
 mod files;
 pub mod initramfs;
 pub mod kernel;
+pub mod kvm;
 pub mod machine;
 mod qemu;
 pub mod qmp;

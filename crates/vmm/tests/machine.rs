@@ -6,7 +6,7 @@
 
 use cumulet_vmm::{
     Accelerator, Boot, ConsoleSpec, Disk, DiskFormat, Failure, Isolation, Kernel, Machine, MachineSpec,
-    Memory, OnReboot, Qemu, State, initramfs, rootfs, scratch,
+    Memory, OnReboot, Qemu, State, initramfs, kvm, rootfs, scratch,
 };
 use std::fs::{self, File};
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -326,4 +326,33 @@ async fn a_broken_state_is_refused() {
     let error = machine.load(File::open(dir.path().join("state")).unwrap()).await.unwrap_err().to_string();
     println!("{error}");
     assert!(error.contains("migrate-incoming"), "{error}");
+}
+
+/// Whatever this machine's KVM is worth, the verdict is reached in time, kept, and true.
+#[tokio::test]
+async fn kvm_is_judged_by_a_guest() {
+    let dir = tempfile::tempdir().unwrap();
+    let parts = parts();
+    let probe = kvm::Probe {
+        qemu: &parts.qemu,
+        kernel: &parts.kernel,
+        initramfs: &parts.initramfs,
+        dir: dir.path(),
+        user: isolation().user,
+        limit: Duration::from_secs(5),
+    };
+    let verdict = probe.run().await.unwrap();
+    println!("{verdict:?}");
+    let begin = Instant::now();
+    assert_eq!(probe.run().await.unwrap(), verdict);
+    assert!(begin.elapsed() < Duration::from_millis(500), "the verdict was not kept");
+    if verdict.usable {
+        let (mut spec, mut channel) = order(dir.path());
+        spec.accelerator = Accelerator::Kvm;
+        let machine = Machine::spawn(&parts.qemu, spec).await.unwrap();
+        machine.start().await.unwrap();
+        assert!(channel.line().await.starts_with("hello"));
+    }
+    let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(left.iter().all(|name| !name.to_string_lossy().starts_with(".partial")), "{left:?}");
 }

@@ -98,7 +98,7 @@ impl Machine {
         let serials = spec.disks.iter().map(|d| d.serial.clone()).collect();
         let ends = Ends { control: their_control, console: their_console };
         let line = CommandLine::new(&mut spec, ends, qemu)?;
-        let mut child = process::start(qemu, &line, spec.isolation)?;
+        let mut child = process::start(qemu, &line, spec.isolation, spec.accelerator)?;
         let CommandLine { memory, descriptors, .. } = line;
         // Our copies of QEMU's ends: while they are open, the end of QEMU does not end the connections.
         drop(descriptors);

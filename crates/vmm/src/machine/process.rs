@@ -4,18 +4,24 @@
 //! nobody watches. It has no privilege that its user lacks, and never gains one.
 
 use super::args::CommandLine;
-use super::spec::Isolation;
+use super::spec::{Accelerator, Isolation};
 use crate::error::system;
 use crate::{Error, Qemu};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::unistd::{Gid, Uid, getppid, setgid, setgroups, setuid};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::MetadataExt;
 use std::process::Stdio;
 use tokio::process::{Child, Command};
 
 /// Starts QEMU. Its standard error is a pipe.
-pub(super) fn start(qemu: &Qemu, line: &CommandLine, isolation: Isolation) -> Result<Child, Error> {
+pub(super) fn start(
+    qemu: &Qemu,
+    line: &CommandLine,
+    isolation: Isolation,
+    accelerator: Accelerator,
+) -> Result<Child, Error> {
     let mut command = Command::new(&qemu.program);
     command
         .args(&line.arguments)
@@ -29,6 +35,13 @@ pub(super) fn start(qemu: &Qemu, line: &CommandLine, isolation: Isolation) -> Re
     let descriptors: Vec<RawFd> = line.descriptors.iter().map(AsRawFd::as_raw_fd).collect();
     let parent = nix::unistd::getpid();
     let mut isolation = isolation;
+    // QEMU opens KVM's device itself, which belongs to a group.
+    let groups: Vec<Gid> = match accelerator {
+        Accelerator::Kvm => {
+            std::fs::metadata(crate::kvm::DEVICE).map(|m| Gid::from_raw(m.gid())).into_iter().collect()
+        }
+        Accelerator::Tcg => Vec::new(),
+    };
     // SAFETY: between fork and exec the closure only makes system calls on values that were prepared before; it
     // neither allocates nor takes locks. JUSTIFICATION: the only way to set a process up between fork and exec.
     unsafe {
@@ -36,7 +49,7 @@ pub(super) fn start(qemu: &Qemu, line: &CommandLine, isolation: Isolation) -> Re
             if let Some(prepare) = &mut isolation.prepare {
                 prepare()?;
             }
-            become_user(&isolation)?;
+            become_user(&isolation, &groups)?;
             // After the change of user, which clears it.
             nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
             if getppid() != parent {
@@ -56,13 +69,13 @@ pub(super) fn start(qemu: &Qemu, line: &CommandLine, isolation: Isolation) -> Re
     })
 }
 
-fn become_user(isolation: &Isolation) -> io::Result<()> {
+fn become_user(isolation: &Isolation, groups: &[Gid]) -> io::Result<()> {
     if let Some(limit) = isolation.max_open_files {
         setrlimit(Resource::RLIMIT_NOFILE, limit, limit)?;
     }
     setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
     if let Some((user, group)) = isolation.user {
-        setgroups(&[])?;
+        setgroups(groups)?;
         setgid(Gid::from_raw(group))?;
         setuid(Uid::from_raw(user))?;
     }
