@@ -55,4 +55,6 @@ pub use registry::client::{Client, ClientOptions};
 pub use registry::endpoint::upload::UploadLimits;
 pub use registry::endpoint::users::Users;
 pub use registry::endpoint::{Endpoint, EndpointOptions};
+#[doc(hidden)]
+pub use registry::fuzz;
 pub use store::{Image, ImageStore, ImageSummary, Limits};

@@ -11,6 +11,7 @@
 
 pub(crate) mod client;
 pub(crate) mod endpoint;
+pub mod fuzz;
 mod sink;
 
 /// Words an error of the system on a file.

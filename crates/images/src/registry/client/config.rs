@@ -29,7 +29,7 @@ pub struct RegistriesConfig {
 
 /// A server that may have an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Source {
+pub(crate) struct Source {
     pub(super) scheme: Scheme,
     pub(super) authority: Authority,
     /// What comes before `/v2/`: empty, or a path that begins with a slash.
@@ -126,7 +126,7 @@ impl RegistriesConfig {
     }
 
     /// Where to look for the images of a registry, best first: its mirrors, then itself.
-    pub(super) fn sources(&self, registry: &str) -> Result<Vec<Source>, String> {
+    pub(crate) fn sources(&self, registry: &str) -> Result<Vec<Source>, String> {
         let mut sources = Vec::new();
         for mirror in self.mirrors.get(registry).into_iter().flatten() {
             sources.push(self.mirror(mirror)?);
@@ -145,7 +145,7 @@ impl RegistriesConfig {
 
 impl Source {
     /// The address of something below `/v2/`.
-    pub(super) fn uri(&self, rest: &str) -> Result<Uri, http::Error> {
+    pub(crate) fn uri(&self, rest: &str) -> Result<Uri, http::Error> {
         Uri::builder()
             .scheme(self.scheme.clone())
             .authority(self.authority.clone())

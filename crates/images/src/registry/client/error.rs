@@ -121,16 +121,17 @@ impl Failure {
     pub(super) fn on(self, what: impl Into<String>, registry: &str) -> RegistryError {
         let transient = self.is_transient();
         let (what, registry) = (what.into(), registry.to_owned());
+        let line = |text: String| line(&text, MAX_REASON);
         match self {
-            Self::Status { status, words, .. } => match status.as_u16() {
-                401 | 403 => RegistryError::Unauthorized { what, registry, words },
-                404 => RegistryError::NotFound { what, registry, words },
-                _ if transient => RegistryError::Unavailable { what, registry, words },
-                _ => RegistryError::Refused { what, registry, words },
+            Self::Status { status, words, .. } => match (status.as_u16(), line(words)) {
+                (401 | 403, words) => RegistryError::Unauthorized { what, registry, words },
+                (404, words) => RegistryError::NotFound { what, registry, words },
+                (_, words) if transient => RegistryError::Unavailable { what, registry, words },
+                (_, words) => RegistryError::Refused { what, registry, words },
             },
-            Self::Connection(words) => RegistryError::Unavailable { what, registry, words },
-            Self::Peer(words) => RegistryError::Refused { what, registry, words },
-            Self::Content(reason) => RegistryError::Content { what, registry, reason },
+            Self::Connection(words) => RegistryError::Unavailable { what, registry, words: line(words) },
+            Self::Peer(words) => RegistryError::Refused { what, registry, words: line(words) },
+            Self::Content(reason) => RegistryError::Content { what, registry, reason: line(reason) },
             Self::Image(error) => RegistryError::Image(error),
         }
     }
@@ -144,14 +145,19 @@ impl From<ImageError> for Failure {
 
 /// Most characters that are shown of what a registry says.
 const MAX_WORDS: usize = 400;
+/// Most characters of what is wrong, which may quote it.
+const MAX_REASON: usize = 600;
 
 /// Makes one harmless line of what a stranger says.
 pub(super) fn clean(text: &str) -> String {
-    let line: String =
-        text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_WORDS + 1).collect();
+    line(text, MAX_WORDS)
+}
+
+fn line(text: &str, most: usize) -> String {
+    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(most + 1).collect();
     let mut line = line.split(' ').filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ");
-    if line.chars().count() > MAX_WORDS {
-        line = line.chars().take(MAX_WORDS).collect::<String>() + "…";
+    if line.chars().count() > most {
+        line = line.chars().take(most).collect::<String>() + "…";
     }
     line
 }

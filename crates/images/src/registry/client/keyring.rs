@@ -221,7 +221,7 @@ fn read(origin: &str, bytes: &[u8]) -> Result<(Entries, Map<String, Value>), Reg
         match credential(entry) {
             Ok(Some(credential)) => entries.push((Scope::parse(key), credential)),
             Ok(None) => {}
-            Err(reason) => return Err(bad(format!("\"{key}\": {reason}"))),
+            Err(reason) => return Err(bad(format!("\"{}\": {reason}", super::error::clean(key)))),
         }
     }
     Ok((entries, root))

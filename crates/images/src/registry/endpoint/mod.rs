@@ -166,6 +166,25 @@ impl std::fmt::Debug for Endpoint {
     }
 }
 
+/// Reads a path: what is accepted names a repository and a tag as the store does.
+pub(crate) fn fuzz_route(path: &str) {
+    const HOST: &str = "127.0.0.1:5000";
+    let name = match Route::parse(path, HOST) {
+        Err(_) | Ok(Route::Base | Route::Catalog) => return,
+        Ok(Route::Manifest { name, target: route::Target::Tag(tag) }) => format!("{name}:{tag}"),
+        Ok(
+            Route::Tags { name }
+            | Route::Referrers { name, .. }
+            | Route::Manifest { name, .. }
+            | Route::Blob { name, .. }
+            | Route::Uploads { name }
+            | Route::Upload { name, .. },
+        ) => format!("{name}:latest"),
+    };
+    let read = Reference::parse(&format!("{HOST}/{name}")).expect("a name that the store knows");
+    assert_eq!(read.to_string(), format!("{HOST}/{name}"), "{path:?}");
+}
+
 async fn handle(State(endpoint): State<Arc<Endpoint>>, request: Request) -> Response<Body> {
     let mut response = answer(endpoint, request).await.unwrap_or_else(Refusal::into_response);
     response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
