@@ -192,7 +192,8 @@ impl Cluster for InProcess {
                 let scale = self.core.write_scale(&call, |scale| patch.apply(ty, scale)).await?;
                 return Ok(text(&scale));
             }
-            let (stored, _) = self.core.patch(&call, part(subresource)?, &patch, Strictness::Ignore).await?;
+            let (stored, _) =
+                self.core.patch(&call, call.resource, part(subresource)?, &patch, Strictness::Ignore).await?;
             Ok(stored)
         })
     }
@@ -211,6 +212,7 @@ impl Cluster for InProcess {
             let id = ResourceId::new(row.group, row.version, row.plural);
             ResourceInfo { id, kind: row.kind.to_owned(), namespaced: row.namespaced }
         };
-        self.core.registry.resources().map(info).collect()
+        let stored = self.core.registry.resources().filter(|resource| resource.view.is_none());
+        stored.map(info).collect()
     }
 }

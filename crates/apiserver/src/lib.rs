@@ -78,7 +78,7 @@ impl ApiServer {
     pub async fn open(config: ApiServerConfig) -> Result<Arc<Self>, OpenError> {
         let pki = pki::Pki::open(&config)?;
         let store = Store::open(&config.state_dir.join("store"), &StoreOptions::default())?;
-        let registry = Registry::new(kinds::rows());
+        let registry = Registry::new(kinds::rows(), kinds::views());
         let mut services = Vec::new();
         if let Some(resource) = registry.find("", "v1", "services") {
             for record in store.list(&resource.tag, &Range::default()).items {

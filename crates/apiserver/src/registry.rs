@@ -2,10 +2,12 @@
 //!
 //! Built once at the start and never changed while serving; looking up a path allocates nothing.
 
-use crate::row::Row;
+use crate::row::{Row, View};
 use cumulet_api::schema::{Type, schema};
 use cumulet_cluster::ResourceId;
 use cumulet_store::ResourceTag;
+use serde_json::Value;
+use std::borrow::Cow;
 
 /// One served resource. Cheap to clone.
 #[derive(Clone)]
@@ -16,6 +18,8 @@ pub(crate) struct Resource {
     pub(crate) ty: &'static Type,
     /// Where its objects are in the store.
     pub(crate) tag: ResourceTag,
+    /// Set when its objects are stored in the form of another resource.
+    pub(crate) view: Option<&'static View>,
 }
 
 impl Resource {
@@ -29,10 +33,46 @@ impl Resource {
         format!("{}/{}, Kind={}", self.row.group, self.row.version, self.row.kind)
     }
 
+    /// A stored object in the form in which this resource serves it.
+    pub(crate) fn served<'a>(&self, object: &'a Value) -> Cow<'a, Value> {
+        let Some(view) = self.view else { return Cow::Borrowed(object) };
+        let name = |stored: &str| view.names.iter().find(|pair| pair.0 == stored).map(|pair| pair.1);
+        Cow::Owned(renamed(object, &self.api_version(), name))
+    }
+
+    /// An object of this resource in the form in which it is stored.
+    pub(crate) fn stored(&self, object: Value) -> Value {
+        let Some(view) = self.view else { return object };
+        let (group, version, _) = view.of;
+        renamed(&object, &api_version(group, version), |served| stored_name(view, served))
+    }
+
+    /// The path in the stored form of a field of this resource.
+    pub(crate) fn stored_path(&self, path: &str) -> String {
+        let first = path.split('.').next().unwrap_or(path);
+        match self.view.and_then(|view| stored_name(view, first)) {
+            Some(name) => format!("{name}{}", &path[first.len()..]),
+            None => path.to_owned(),
+        }
+    }
+
     /// True for the resource of this group and plural name.
     pub(crate) fn is(&self, group: &str, plural: &str) -> bool {
         self.row.group == group && self.row.plural == plural
     }
+}
+
+/// The stored name of a served field, where it is another one.
+fn stored_name(view: &View, served: &str) -> Option<&'static str> {
+    view.names.iter().find(|pair| pair.1 == served).map(|pair| pair.0)
+}
+
+/// The object with other names for its top-level fields, in another version.
+fn renamed(object: &Value, version: &str, name: impl Fn(&str) -> Option<&'static str>) -> Value {
+    let fields = object.as_object().into_iter().flatten();
+    let mut new: Value = fields.map(|(k, v)| (name(k).unwrap_or(k).to_owned(), v.clone())).collect();
+    new["apiVersion"] = version.into();
+    new
 }
 
 /// `apps/v1`, or only `v1` in the core group.
@@ -55,17 +95,15 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    pub(crate) fn new(rows: &'static [Row]) -> Self {
+    pub(crate) fn new(rows: &'static [Row], views: &'static [View]) -> Self {
         let mut versions: Vec<GroupVersion> = Vec::new();
-        for row in rows {
-            let place = if row.group.is_empty() {
-                row.plural.to_owned()
-            } else {
-                format!("{}/{}", row.group, row.plural)
-            };
+        let rows = rows.iter().map(|row| (row, None, (row.group, row.plural)));
+        let views = views.iter().map(|view| (&view.row, Some(view), (view.of.0, view.of.2)));
+        for (row, view, (group, plural)) in rows.chain(views) {
+            let place = if group.is_empty() { plural.to_owned() } else { format!("{group}/{plural}") };
             // A row without a type could not be decoded; a test holds that there is none.
             let Some(ty) = schema().kind(row.group, row.version, row.kind) else { continue };
-            let resource = Resource { row, ty, tag: ResourceTag::new(&place) };
+            let resource = Resource { row, ty, tag: ResourceTag::new(&place), view };
             match versions.iter_mut().find(|v| v.group == row.group && v.version == row.version) {
                 Some(found) => found.resources.push(resource),
                 None => versions.push(GroupVersion {
@@ -108,9 +146,15 @@ impl Registry {
         resources.binary_search_by(|r| r.row.plural.cmp(plural)).ok().map(|at| &resources[at])
     }
 
-    /// The resource that a component names.
+    /// The resource that a component names. Components use the stored form of every object.
     pub(crate) fn by_id(&self, id: &ResourceId) -> Option<&Resource> {
-        self.find(&id.group, &id.version, &id.plural)
+        self.find(&id.group, &id.version, &id.plural).filter(|resource| resource.view.is_none())
+    }
+
+    /// The resource in whose form the objects of `resource` are stored: itself unless it is a view.
+    pub(crate) fn stored<'a>(&'a self, resource: &'a Resource) -> &'a Resource {
+        let of = resource.view.and_then(|view| self.find(view.of.0, view.of.1, view.of.2));
+        of.unwrap_or(resource)
     }
 
     pub(crate) fn resources(&self) -> impl Iterator<Item = &Resource> {
@@ -124,10 +168,34 @@ mod tests {
 
     #[test]
     fn every_row_is_served() {
-        let registry = Registry::new(crate::kinds::rows());
-        assert_eq!(registry.resources().count(), crate::kinds::rows().len());
+        let (rows, views) = (crate::kinds::rows(), crate::kinds::views());
+        let registry = Registry::new(rows, views);
+        assert_eq!(registry.resources().count(), rows.len() + views.len());
         assert!(registry.find("apps", "v1", "deployments").is_some());
         assert!(registry.find("", "v1", "deployments").is_none());
         assert_eq!(registry.versions()[0].group, "");
+    }
+
+    #[test]
+    fn views_rename_and_share_the_storage() {
+        let registry = Registry::new(crate::kinds::rows(), crate::kinds::views());
+        for view in registry.resources().filter(|resource| resource.view.is_some()) {
+            let of = registry.stored(view);
+            assert!(of.view.is_none() && of.tag == view.tag && of.row.plural == view.row.plural);
+            let names = view.view.unwrap().names;
+            let object: Value =
+                names.iter().map(|(stored, _)| ((*stored).to_owned(), Value::from(*stored))).collect();
+            let served = view.served(&object).into_owned();
+            for (stored, name) in names {
+                assert_eq!(served[*name], *stored);
+                assert_eq!(view.stored_path(&format!("{name}.a.b")), format!("{stored}.a.b"));
+            }
+            assert_eq!(served["apiVersion"], view.api_version());
+            let mut back = view.stored(served);
+            assert_eq!(back["apiVersion"], of.api_version());
+            back.as_object_mut().unwrap().remove("apiVersion");
+            assert_eq!(back, object);
+            assert_eq!(view.stored_path("metadata.name"), "metadata.name");
+        }
     }
 }

@@ -144,7 +144,7 @@ mod tests {
     use super::*;
 
     fn describe(path: &str) -> String {
-        let registry = Registry::new(crate::kinds::rows());
+        let registry = Registry::new(crate::kinds::rows(), crate::kinds::views());
         match route(&registry, path) {
             Route::Resource(t) => format!(
                 "{} ns={} name={} sub={}",

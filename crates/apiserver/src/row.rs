@@ -63,6 +63,21 @@ pub struct Row {
     pub strategy: &'static dyn Strategy,
 }
 
+/// A resource that shows the objects of another row under other names: one storage, two forms.
+///
+/// Verbs know only the stored form. Bodies are put into it when they have been decoded, and answers into the served
+/// form when they are encoded; a patch is applied to the served form.
+pub struct View {
+    /// How it is served. Columns, cells and strategy are those of the row that it shows, and see the stored form.
+    pub row: Row,
+    /// Group, version and plural of the row that it shows.
+    pub of: (&'static str, &'static str, &'static str),
+    /// The top-level fields that have another name: as stored, as served.
+    pub names: &'static [(&'static str, &'static str)],
+    /// Rules for a new object, in its stored form, beyond those of the row that it shows.
+    pub validate_create: fn(object: &Value) -> Vec<FieldError>,
+}
+
 /// What a kind adds to the generic life of an object. All functions are pure.
 pub trait Strategy: Sync {
     /// Sets the defaults that Kubernetes sets. Called on create, on update and on what is read back from old disks.

@@ -564,3 +564,52 @@ async fn concurrent_patches_all_count() {
     assert_eq!(client.get(&path).await.json()["data"].as_object().unwrap().len(), 81);
     server.stop().await;
 }
+
+#[tokio::test]
+async fn events_have_two_forms() {
+    const OLD: &str = "/api/v1/namespaces/default/events";
+    const NEW: &str = "/apis/events.k8s.io/v1/namespaces/default/events";
+    let (server, mut client) = start().await;
+    let old = json!({
+        "metadata": {"name": "old", "namespace": "default"}, "message": "said", "count": 3, "type": "Normal",
+        "involvedObject": {"kind": "Pod", "name": "p", "namespace": "default"}, "source": {"component": "kubelet"}});
+    assert_eq!(client.post(OLD, &old).await.code, 201);
+    let shown = client.get(&format!("{NEW}/old")).await.json();
+    assert_eq!((&shown["apiVersion"], &shown["note"]), (&json!("events.k8s.io/v1"), &json!("said")));
+    assert_eq!((&shown["regarding"]["name"], &shown["deprecatedCount"]), (&json!("p"), &json!(3)));
+    assert!(shown.get("message").is_none() && shown.get("involvedObject").is_none());
+
+    let mut new = json!({
+        "metadata": {"name": "new", "namespace": "default"}, "eventTime": "2026-01-01T00:00:00.000001Z",
+        "reportingController": "example.com/c", "reportingInstance": "i", "action": "Acted", "reason": "Because",
+        "type": "Normal", "note": "n", "regarding": {"kind": "Pod", "name": "q", "namespace": "default"}});
+    let created = client.post(NEW, &new).await;
+    assert_eq!(created.code, 201);
+    assert_eq!((&created.json()["kind"], &created.json()["note"]), (&json!("Event"), &json!("n")));
+    assert_eq!(client.get(&format!("{OLD}/new")).await.json()["message"], "n");
+    new["eventTime"] = Value::Null;
+    check(&client.post(NEW, &new).await, 422, "Invalid", "eventTime: Required value");
+
+    // A patch speaks the language of its place; what it leaves alone stays.
+    let patched = client.patch(&format!("{NEW}/new"), &json!({"note": "m"})).await.json();
+    assert_eq!((&patched["note"], &patched["regarding"]["name"]), (&json!("m"), &json!("q")));
+    let stored = client.get(&format!("{OLD}/new")).await.json();
+    assert_eq!((&stored["message"], &stored["apiVersion"]), (&json!("m"), &json!("v1")));
+    assert_eq!(client.put(&format!("{NEW}/new"), &patched).await.json(), patched);
+
+    let list = client.get(&format!("{NEW}?fieldSelector=regarding.name%3Dq,reason%3DBecause")).await.json();
+    assert_eq!((&list["kind"], &list["apiVersion"]), (&json!("EventList"), &json!("events.k8s.io/v1")));
+    assert_eq!(list["items"].as_array().unwrap().len(), 1);
+    assert_eq!(list["items"][0], patched);
+    let refused = client.get(&format!("{NEW}?fieldSelector=involvedObject.name%3Dq")).await;
+    check(&refused, 400, "BadRequest", "field label not supported: involvedObject.name");
+    let watched =
+        client.get(&format!("{NEW}?watch=1&timeoutSeconds=1&fieldSelector=regarding.name%3Dq")).await;
+    let line: Value = serde_json::from_slice(watched.body.split(|b| *b == b'\n').next().unwrap()).unwrap();
+    assert_eq!((&line["type"], &line["object"]), (&json!("ADDED"), &patched));
+    let group = client.get("/apis/events.k8s.io/v1").await.json();
+    assert_eq!(group["resources"][0]["name"], "events");
+    assert_eq!(client.delete(&format!("{NEW}/new")).await.code, 200);
+    assert_eq!(client.get(&format!("{OLD}/new")).await.code, 404);
+    server.stop().await;
+}

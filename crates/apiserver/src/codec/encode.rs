@@ -67,17 +67,20 @@ pub(crate) fn object(
     resource: &Resource,
     object: Bytes,
 ) -> Result<Response<Body>, Status> {
-    if form.accepted.is_plain() {
+    if form.accepted.is_plain() && resource.view.is_none() {
         return Ok(reply(code, JSON, object));
     }
     let value = || decode(&object);
     match form.accepted.shape {
+        Shape::Objects | Shape::Discovery if resource.view.is_some() => {
+            written(form, code, resource.served(&value()?).to_string().into())
+        }
         Shape::Objects | Shape::Discovery => written(form, code, object),
         Shape::Metadata => written(form, code, partial(&value()?).to_string().into()),
         Shape::Table => {
             let value = value()?;
             let metadata = json!({"resourceVersion": meta::resource_version(&value)});
-            let mut table = Writer::new(resource.row, form.include, &metadata, true);
+            let mut table = Writer::new(resource, form.include, &metadata, true);
             table.push(&value);
             written(form, code, table.finish().into())
         }
@@ -100,7 +103,7 @@ pub(crate) fn list(form: &Form<'_>, resource: &Resource, listed: &Listed) -> Res
     }
     let (kind, version) = match form.accepted.shape {
         Shape::Table => {
-            let mut table = Writer::new(resource.row, form.include, &metadata, true);
+            let mut table = Writer::new(resource, form.include, &metadata, true);
             for record in &listed.items {
                 table.push(&body::parse(record)?);
             }
@@ -122,6 +125,8 @@ pub(crate) fn list(form: &Form<'_>, resource: &Resource, listed: &Listed) -> Res
         if form.accepted.shape == Shape::Metadata {
             // Writing into a vector cannot fail.
             let _ = serde_json::to_writer(&mut out, &partial(&body::parse(record)?));
+        } else if resource.view.is_some() {
+            let _ = serde_json::to_writer(&mut out, &*resource.served(&body::parse(record)?));
         } else {
             out.extend_from_slice(&record.body);
         }

@@ -2,6 +2,7 @@
 //!
 //! Rows are written one by one into the answer, so a long list never exists twice in decoded form.
 
+use crate::registry::Resource;
 use crate::row::Row;
 use cumulet_api::Status;
 use jiff::Timestamp;
@@ -35,7 +36,7 @@ impl Include {
 /// Writes one table.
 pub(crate) struct Writer {
     out: Vec<u8>,
-    row: &'static Row,
+    resource: Resource,
     include: Include,
     now: Timestamp,
     rows: usize,
@@ -43,25 +44,25 @@ pub(crate) struct Writer {
 
 impl Writer {
     /// Begins a table with its metadata. Watch events after the first leave out the column definitions.
-    pub(crate) fn new(row: &'static Row, include: Include, metadata: &Value, columns: bool) -> Self {
-        let columns = if columns { definitions(row) } else { Value::Null };
+    pub(crate) fn new(resource: &Resource, include: Include, metadata: &Value, columns: bool) -> Self {
+        let columns = if columns { definitions(resource.row) } else { Value::Null };
         let head = format!(
             "{{\"kind\":\"Table\",\"apiVersion\":\"meta.k8s.io/v1\",\"metadata\":{metadata},\"columnDefinitions\":{columns},\"rows\":["
         );
-        Self { out: head.into_bytes(), row, include, now: Timestamp::now(), rows: 0 }
+        Self { out: head.into_bytes(), resource: resource.clone(), include, now: Timestamp::now(), rows: 0 }
     }
 
-    /// Adds the row of one object.
+    /// Adds the row of one stored object.
     pub(crate) fn push(&mut self, object: &Value) {
         if self.rows > 0 {
             self.out.push(b',');
         }
         self.rows += 1;
-        let cells = Value::Array((self.row.cells)(object, self.now));
+        let cells = Value::Array((self.resource.row.cells)(object, self.now));
         let shown = match self.include {
             Include::None => json!(null),
             Include::Metadata => partial(object),
-            Include::Object => object.clone(),
+            Include::Object => self.resource.served(object).into_owned(),
         };
         self.out.extend_from_slice(b"{\"cells\":");
         // Writing into a vector cannot fail.

@@ -37,10 +37,10 @@ impl<'a> Ask<'a> {
         &self.server.core
     }
 
-    /// The call of a verb on this target.
+    /// The call of a verb on this target, in the form in which its objects are stored.
     pub(crate) fn call<'t>(&'t self, target: &'t Target<'_>) -> Result<Call<'t>, Status> {
         Ok(Call {
-            resource: target.resource,
+            resource: self.core().registry.stored(target.resource),
             namespace: target.namespace.as_deref(),
             name: target.name.as_deref().unwrap_or(""),
             user: self.user,

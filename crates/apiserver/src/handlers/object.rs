@@ -4,11 +4,12 @@ use crate::codec::decode::{self, Strictness};
 use crate::codec::encode;
 use crate::core::Call;
 use crate::handlers::{Answer, Ask, body_value, warn};
+use crate::registry::Resource;
 use crate::route::Target;
 use crate::verbs::delete::Deleted;
 use crate::verbs::patch::{self, Patch};
 use crate::verbs::update::Part;
-use cumulet_api::Status;
+use cumulet_api::{Status, meta};
 use cumulet_cluster::{DeleteOptions, Propagation};
 use http::StatusCode;
 use hyper::body::Incoming;
@@ -33,7 +34,14 @@ pub(super) async fn create(ask: &Ask<'_>, target: &Target<'_>, body: Incoming) -
     let decoded = decode::object(target.resource, &ask.parts.headers, &bytes, strictness)?;
     let mut warnings = decoded.warnings;
     warnings.extend(target.resource.row.strategy.warnings(&decoded.object));
-    let stored = ask.core().create(&call, decoded.object).await?;
+    let object = target.resource.stored(decoded.object);
+    if let Some(view) = target.resource.view {
+        let errors = (view.validate_create)(&object);
+        if !errors.is_empty() {
+            return Err(Status::invalid(view.row.group, view.row.kind, meta::name(&object), &errors));
+        }
+    }
+    let stored = ask.core().create(&call, object).await?;
     Ok(warn(encode::object(&form, StatusCode::CREATED, target.resource, stored)?, &warnings))
 }
 
@@ -45,7 +53,8 @@ pub(super) async fn update(ask: &Ask<'_>, target: &Target<'_>, body: Incoming) -
     let decoded = decode::object(target.resource, &ask.parts.headers, &bytes, strictness)?;
     let mut warnings = decoded.warnings;
     warnings.extend(target.resource.row.strategy.warnings(&decoded.object));
-    let stored = ask.core().replace(&call, part(target), &decoded.object).await?;
+    let object = target.resource.stored(decoded.object);
+    let stored = ask.core().replace(&call, part(target), &object).await?;
     Ok(warn(encode::object(&form, StatusCode::OK, target.resource, stored)?, &warnings))
 }
 
@@ -54,7 +63,8 @@ pub(super) async fn patch(ask: &Ask<'_>, target: &Target<'_>, body: Incoming) ->
     let form = ask.form()?;
     let strictness = Strictness::read(ask.query.get("fieldValidation"))?;
     let patch = read_patch(ask, body).await?;
-    let (stored, warnings) = ask.core().patch(&call, part(target), &patch, strictness).await?;
+    let (stored, warnings) =
+        ask.core().patch(&call, target.resource, part(target), &patch, strictness).await?;
     Ok(warn(encode::object(&form, StatusCode::OK, target.resource, stored)?, &warnings))
 }
 
@@ -75,17 +85,17 @@ pub(super) async fn delete(ask: &Ask<'_>, target: &Target<'_>, body: Incoming) -
     let (options, dry_run) = delete_options(ask, body).await?;
     call.dry_run |= dry_run;
     let deleted = ask.core().delete(&call, &options).await?;
-    deletion(&call, &form, deleted)
+    deletion(target.resource, &call, &form, deleted)
 }
 
 /// Kinds whose deletion answers with the object also when it is gone.
 const SHOWN_WHEN_GONE: &[&str] =
     &["pods", "services", "serviceaccounts", "persistentvolumes", "persistentvolumeclaims"];
 
-fn deletion(call: &Call<'_>, form: &encode::Form<'_>, deleted: Deleted) -> Answer {
+fn deletion(resource: &Resource, call: &Call<'_>, form: &encode::Form<'_>, deleted: Deleted) -> Answer {
     let row = call.resource.row;
     if !deleted.gone || (row.group.is_empty() && SHOWN_WHEN_GONE.contains(&row.plural)) {
-        return encode::object(form, StatusCode::OK, call.resource, deleted.object);
+        return encode::object(form, StatusCode::OK, resource, deleted.object);
     }
     let mut details = json!({"name": call.name, "kind": row.plural, "uid": deleted.uid});
     if !row.group.is_empty() {

@@ -102,7 +102,7 @@ impl EventWriter {
     }
 
     fn object(&mut self, kind: &str, object: &Bytes) -> Bytes {
-        if self.shape == Shape::Objects {
+        if self.shape == Shape::Objects && self.resource.view.is_none() {
             return line(kind, object);
         }
         let Ok(value) = serde_json::from_slice::<Value>(object) else {
@@ -116,13 +116,15 @@ impl EventWriter {
         match self.shape {
             Shape::Table => {
                 let metadata = json!({"resourceVersion": meta::resource_version(value)});
-                let mut table = Writer::new(self.resource.row, self.include, &metadata, self.columns);
+                let mut table = Writer::new(&self.resource, self.include, &metadata, self.columns);
                 self.columns = false;
                 table.push(value);
                 line(kind, &table.finish())
             }
             Shape::Metadata => line(kind, partial(value).to_string().as_bytes()),
-            Shape::Objects | Shape::Discovery => line(kind, value.to_string().as_bytes()),
+            Shape::Objects | Shape::Discovery => {
+                line(kind, self.resource.served(value).to_string().as_bytes())
+            }
         }
     }
 
@@ -139,7 +141,7 @@ impl EventWriter {
             // A table without rows carries the revision.
             Shape::Table if !initial_end => {
                 let metadata = json!({"resourceVersion": revision.to_string()});
-                let table = Writer::new(self.resource.row, self.include, &metadata, self.columns);
+                let table = Writer::new(&self.resource, self.include, &metadata, self.columns);
                 self.columns = false;
                 line("BOOKMARK", &table.finish())
             }

@@ -1,13 +1,13 @@
-//! Events of the core group.
+//! Events: those of the core group, and the same under the names of `events.k8s.io`.
 //!
-//! Absent on purpose: `events.k8s.io`, which in Kubernetes shows the same stored objects under other field names. A
-//! row has storage of its own, so it would be a second, empty list.
+//! As in Kubernetes, what is created through the newer group must say more, and nothing in the old fields.
 
-use super::checks::Errors;
+use super::checks::{Errors, invalid};
 use super::printing::{column, or, since, string, wide};
 use super::value::{at, drop_zeros, int, object_mut, text};
-use crate::row::{Column, Row, Strategy};
+use crate::row::{Column, Row, Strategy, View};
 use cumulet_api::field::FieldError;
+use cumulet_api::names;
 use jiff::Timestamp;
 use serde_json::Value;
 
@@ -39,6 +39,88 @@ pub(crate) const ROW: Row = Row {
     cells,
     strategy: &Events,
 };
+
+/// Longest name of an action, a reason or an instance, in bytes.
+const MAX_WORD: usize = 128;
+/// Longest message, in bytes.
+const MAX_NOTE: usize = 1024;
+
+pub(crate) const VIEW: View = View {
+    row: Row {
+        group: "events.k8s.io",
+        selectable_fields: &[
+            "regarding.kind",
+            "regarding.namespace",
+            "regarding.name",
+            "regarding.uid",
+            "regarding.apiVersion",
+            "regarding.resourceVersion",
+            "regarding.fieldPath",
+            "reason",
+            "reportingController",
+            "type",
+        ],
+        ..ROW
+    },
+    of: ("", "v1", "events"),
+    names: &[
+        ("involvedObject", "regarding"),
+        ("message", "note"),
+        ("reportingComponent", "reportingController"),
+        ("source", "deprecatedSource"),
+        ("firstTimestamp", "deprecatedFirstTimestamp"),
+        ("lastTimestamp", "deprecatedLastTimestamp"),
+        ("count", "deprecatedCount"),
+    ],
+    validate_create,
+};
+
+fn validate_create(event: &Value) -> Errors {
+    let mut errors = Errors::new();
+    let given = |key: &str| !text(event, key).is_empty();
+    let controller = text(event, "reportingComponent");
+    if controller.is_empty() {
+        errors.push(FieldError::required("reportingController", ""));
+    } else {
+        invalid(&mut errors, "reportingController", controller, names::qualified_name(controller));
+    }
+    for key in ["reportingInstance", "action", "reason"] {
+        let value = text(event, key);
+        if value.is_empty() {
+            errors.push(FieldError::required(key, ""));
+        } else if value.len() > MAX_WORD {
+            errors.push(FieldError::invalid(key, "", format!("can have at most {MAX_WORD} characters")));
+        }
+    }
+    if text(event, "message").len() > MAX_NOTE {
+        errors.push(FieldError::invalid("message", "", format!("can have at most {MAX_NOTE} characters")));
+    }
+    if let Some(series) = at(event, "series") {
+        if int(series, "count").unwrap_or(0) < 2 {
+            errors.push(FieldError::invalid("series.count", "", "should be at least 2"));
+        }
+        if text(series, "lastObservedTime").is_empty() {
+            errors.push(FieldError::required("series.lastObservedTime", ""));
+        }
+    }
+    if !given("eventTime") {
+        errors.push(FieldError::required("eventTime", ""));
+    }
+    let kind = text(event, "type");
+    if !matches!(kind, "Normal" | "Warning") {
+        errors.push(FieldError::invalid("type", "", format!("has invalid value: {kind}")));
+    }
+    let old = [
+        ("firstTimestamp", given("firstTimestamp")),
+        ("lastTimestamp", given("lastTimestamp")),
+        ("count", int(event, "count").unwrap_or(0) != 0),
+        ("source", given("source.component") || given("source.host")),
+    ];
+    for (field, _) in old.iter().filter(|(_, given)| *given) {
+        errors.push(FieldError::invalid(*field, "", "needs to be unset"));
+    }
+    errors
+}
 
 static COLUMNS: &[Column] = &[
     column("Last Seen", "Time since this happened last."),
@@ -158,6 +240,35 @@ mod tests {
         event["reportingInstance"] = json!("h");
         check(&event, "119s", "119s", "1");
         assert_eq!(ROW.strategy.selectable(&event, "source").as_deref(), Some("kubelet"));
+    }
+
+    #[test]
+    fn the_newer_group_wants_more() {
+        let check = |event: Value, expected: &[&str]| {
+            let errors: Vec<String> = validate_create(&event).iter().map(ToString::to_string).collect();
+            assert_eq!(errors, expected, "{event}");
+        };
+        let good = json!({
+            "eventTime": "2026-01-01T00:00:00.000001Z", "reportingComponent": "example.com/c", "reportingInstance": "i",
+            "action": "Acted", "reason": "Because", "type": "Normal"});
+        check(good.clone(), &[]);
+        let mut old = good;
+        old["count"] = json!(1);
+        old["source"] = json!({"component": "c"});
+        old["type"] = json!("Odd");
+        old["series"] = json!({"count": 1});
+        old["action"] = json!("");
+        check(
+            old,
+            &[
+                "action: Required value",
+                "series.count: Invalid value: \"\": should be at least 2",
+                "series.lastObservedTime: Required value",
+                "type: Invalid value: \"\": has invalid value: Odd",
+                "count: Invalid value: \"\": needs to be unset",
+                "source: Invalid value: \"\": needs to be unset",
+            ],
+        );
     }
 
     #[test]

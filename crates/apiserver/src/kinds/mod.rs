@@ -30,12 +30,19 @@ mod template;
 pub(crate) mod testing;
 pub(crate) mod value;
 
-use crate::row::Row;
+use crate::row::{Row, View};
 
 /// All rows, core group first.
 pub(crate) fn rows() -> &'static [Row] {
     ROWS
 }
+
+/// Resources that show the objects of a row in another form.
+pub(crate) fn views() -> &'static [View] {
+    VIEWS
+}
+
+static VIEWS: &[View] = &[event::VIEW];
 
 static ROWS: &[Row] = &[
     configmap::ROW,

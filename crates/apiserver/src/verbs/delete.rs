@@ -186,7 +186,7 @@ mod tests {
     const NOW: &str = "2026-01-01T00:00:00Z";
 
     fn check(plural: &str, object: Value, options: DeleteOptions, want: &str) {
-        let registry = Registry::new(crate::kinds::rows());
+        let registry = Registry::new(crate::kinds::rows(), crate::kinds::views());
         let resource = registry.resources().find(|r| r.row.plural == plural).unwrap();
         let got = match plan(resource, &object, &options, NOW.parse().unwrap()) {
             Plan::Wait => "wait".to_owned(),

@@ -2,6 +2,7 @@
 
 use crate::codec::decode::{self, Strictness};
 use crate::core::{Call, Core};
+use crate::registry::Resource;
 use crate::verbs::update::Part;
 use bytes::Bytes;
 use cumulet_api::schema::{self, Mode, Type};
@@ -65,27 +66,28 @@ impl Patch {
 }
 
 impl Core {
-    /// Patches an object; returns it as stored, with the warnings about its fields.
+    /// Patches an object in the form that `form` serves; returns it as stored, with the warnings about its fields.
     pub(crate) async fn patch(
         &self,
         call: &Call<'_>,
+        form: &Resource,
         part: Part,
         patch: &Patch,
         strictness: Strictness,
     ) -> Result<(Bytes, Vec<String>), Status> {
-        let ty = call.resource.ty;
+        let ty = form.ty;
         // Of the last attempt; the change may be computed several times. Never held across an await.
         let warnings = Mutex::new(Vec::new());
         let stored = self
             .update(call, part, |old| {
-                let mut new = patch.apply(ty, old)?;
+                let mut new = patch.apply(ty, &form.served(old))?;
                 let problems = schema::check(ty, &mut new, Mode::Patched)?;
                 let found = strictness.judge(ty, problems)?;
                 if let Ok(mut warnings) = warnings.lock() {
                     *warnings = found;
                 }
                 unmoved(old, &new)?;
-                Ok(new)
+                Ok(form.stored(new))
             })
             .await?;
         Ok((stored, warnings.into_inner().unwrap_or_default()))

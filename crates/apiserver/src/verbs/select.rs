@@ -61,10 +61,11 @@ impl Filter {
     ) -> Result<Self, Status> {
         let bad = |e: cumulet_api::selector::SelectorError| Status::bad_request(e.to_string());
         let labels = labels.map_or(Ok(Selector::everything()), Selector::parse).map_err(bad)?;
-        let fields = fields.map_or(Ok(FieldSelector::default()), FieldSelector::parse).map_err(bad)?;
+        let mut fields = fields.map_or(Ok(FieldSelector::default()), FieldSelector::parse).map_err(bad)?;
         let mut deep = false;
-        for term in &fields.terms {
+        for term in &mut fields.terms {
             deep |= needs_object(resource.row, &term.field)?;
+            term.field = resource.stored_path(&term.field);
         }
         let namespace = namespace.map(str::to_owned);
         Ok(Self { namespace, labels, fields, strategy: Some(resource.row.strategy), deep })
@@ -152,7 +153,7 @@ mod tests {
     use serde_json::json;
 
     fn select(plural: &str, namespace: &str, object: &Value, fields: &str) -> Result<bool, String> {
-        let registry = Registry::new(crate::kinds::rows());
+        let registry = Registry::new(crate::kinds::rows(), crate::kinds::views());
         let resource = registry.resources().find(|r| r.row.plural == plural).unwrap();
         let filter = Filter::new(resource, None, None, Some(fields)).map_err(|status| {
             assert_eq!(status.code, 400);
