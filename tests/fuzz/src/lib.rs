@@ -28,19 +28,25 @@ pub type Target = fn(&[u8]);
 
 /// All targets, by name. Each has a directory of that name in `corpus-seeds`.
 pub const TARGETS: &[(&str, Target)] = &[
+    ("challenge", cumulet_images::fuzz::challenge),
     ("description", description::description),
     ("dns", dns::dns),
+    ("docker_config", cumulet_images::fuzz::docker_config),
     ("frame", node::frame),
     ("image_archive", image::image_archive),
     ("image_layer", image::image_layer),
     ("json_body", api::json_body),
     ("json_patch", patch::json_patch),
     ("log_entry", node::log_entry),
+    ("manifest", cumulet_images::fuzz::manifest),
     ("protobuf", api::protobuf),
     ("quantity", api::quantity),
     ("reference", description::reference),
+    ("registries", cumulet_images::fuzz::registries),
+    ("registry_route", cumulet_images::fuzz::route),
     ("selector", api::selector),
     ("strategic", patch::strategic),
+    ("upload", cumulet_images::fuzz::upload),
 ];
 
 /// The input as lines of text, for targets that take several documents; `None` when it is no text or has too few.
