@@ -13,6 +13,7 @@ use crate::machine::spec::{
 use crate::{Error, Kernel, Machine, Qemu};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
+use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::Path;
@@ -46,6 +47,8 @@ pub struct Probe<'a> {
     pub dir: &'a Path,
     /// Who QEMU will be.
     pub user: Option<(u32, u32)>,
+    /// What the agent must hear before it speaks.
+    pub greeting: &'a [u8],
     /// How long the guest may take to its first word.
     pub limit: Duration,
 }
@@ -108,6 +111,8 @@ impl Probe<'_> {
         fs::create_dir_all(self.dir).map_err(file("make", self.dir))?;
         let work = Aside::dir(self.dir)?;
         let (ours, theirs) = StdUnixStream::pair().map_err(system("make a pair of sockets"))?;
+        // An empty socket takes a greeting whole.
+        (&ours).write_all(self.greeting).map_err(system("greet the guest's agent"))?;
         ours.set_nonblocking(true).map_err(system("make a socket non-blocking"))?;
         let ours = UnixStream::from_std(ours).map_err(system("register a socket"))?;
         let image = self.kernel.image();

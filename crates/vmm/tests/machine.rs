@@ -159,7 +159,10 @@ async fn a_life() {
     assert_eq!(stats.memory_bytes, Some(MEMORY));
     assert!(stats.disks.iter().any(|(s, c)| s == scratch::SERIAL && c.wr_bytes > 0), "{stats:?}");
     let usage = machine.process_usage().unwrap();
-    println!("{usage:?}");
+    println!(
+        "{usage:?}; neither guest nor translated code: {} MB",
+        (usage.pss_bytes - usage.pss_shared_memory_bytes - usage.pss_translated_bytes) >> 20
+    );
     assert!(usage.cpu_ns > 0 && usage.pss_shared_memory_bytes > 0);
 
     // Who it is on the host.
@@ -339,6 +342,7 @@ async fn kvm_is_judged_by_a_guest() {
         initramfs: &parts.initramfs,
         dir: dir.path(),
         user: isolation().user,
+        greeting: b"",
         limit: Duration::from_secs(5),
     };
     let verdict = probe.run().await.unwrap();

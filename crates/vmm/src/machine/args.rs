@@ -7,6 +7,7 @@
 //! the kernel finds no clock to calibrate its timers by and hangs, with ACPI or without. What makes starts quick is
 //! the uncompressed kernel with its PVH entry and the `qboot` firmware, and both work with q35.
 
+use super::preload::preload;
 use super::spec::{Accelerator, Boot, Disk, DiskFormat, MachineSpec, Memory, Nic, OnReboot, SharedDirectory};
 use crate::{Error, Qemu};
 use serde_json::json;
@@ -158,6 +159,10 @@ impl CommandLine {
         match std::mem::replace(&mut spec.boot, Boot::Firmware) {
             Boot::Kernel { image, initramfs, parameters } => {
                 quick_firmware(self);
+                let image = match preload(&image, &self.memory, spec.memory_bytes)? {
+                    Some(stub) if spec.on_reboot == OnReboot::Fail => stub,
+                    _ => image,
+                };
                 let image = self.pass(image);
                 let initramfs = self.pass(initramfs);
                 self.add("-kernel", format!("/proc/self/fd/{image}"));

@@ -10,6 +10,7 @@
 
 pub mod args;
 mod console;
+mod preload;
 mod process;
 mod qcow2;
 mod snapshot;

@@ -107,6 +107,8 @@ pub struct ProcessUsage {
     pub pss_file_bytes: u64,
     /// The part that is shared memory: the guest's.
     pub pss_shared_memory_bytes: u64,
+    /// The part that is the emulator's cache of translated code.
+    pub pss_translated_bytes: u64,
 }
 
 impl ProcessUsage {
@@ -133,8 +135,25 @@ impl ProcessUsage {
             };
             *field = kib << 10;
         }
+        usage.pss_translated_bytes = translated_bytes(&read("smaps")?);
         Ok(usage)
     }
+}
+
+/// The emulator's cache is the only anonymous memory that is both written and executed.
+fn translated_bytes(smaps: &str) -> u64 {
+    let mut inside = false;
+    let mut total = 0;
+    for line in smaps.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            ["Pss:", kib, _] if inside => total += kib.parse::<u64>().unwrap_or_default() << 10,
+            [_, mode, _, _, "0"] => inside = mode == "rwxp",
+            [_, _, _, _, _, ..] if line.contains('-') => inside = false,
+            _ => {}
+        }
+    }
+    total
 }
 
 /// User and system time out of `/proc/PID/stat`. The program's name may contain anything, so the fields are counted
@@ -160,6 +179,16 @@ mod tests {
         ] {
             assert_eq!(cpu_ns(stat), expected, "{stat}");
         }
+    }
+
+    #[test]
+    fn translated_code() {
+        let smaps = "7f00-7f10 rwxp 00000000 00:00 0 \nSize: 64 kB\nPss: 12 kB\nVmFlags: rd wr ex\n\
+                     7f10-7f20 rw-p 00000000 00:00 0 \nPss: 5 kB\n\
+                     7f20-7f30 rwxp 00000000 08:01 77 /lib/x\nPss: 7 kB\n\
+                     7f30-7f40 rwxp 00000000 00:00 0\nPss: 1 kB\n";
+        assert_eq!(translated_bytes(smaps), 13 << 10);
+        assert_eq!(translated_bytes(""), 0);
     }
 
     #[test]

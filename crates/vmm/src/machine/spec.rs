@@ -12,7 +12,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 /// Smallest guest memory with which the kernel and its initramfs start.
-pub const MIN_MEMORY_BYTES: u64 = 64 << 20;
+pub const MIN_MEMORY_BYTES: u64 = 96 << 20;
 /// Guest memory is given in whole units of this.
 pub const MEMORY_UNIT_BYTES: u64 = 2 << 20;
 /// More virtual CPUs than this are refused.
@@ -203,7 +203,8 @@ pub struct MachineSpec {
     pub directories: Vec<SharedDirectory>,
     /// What a reboot means.
     pub on_reboot: OnReboot,
-    /// Limit of the emulator's cache of translated code in bytes (software emulation only).
+    /// Limit of the emulator's cache of translated code in bytes (software emulation only). A boot fills some 40 MB;
+    /// what does not fit is translated again and again.
     pub translation_cache_bytes: Option<u64>,
     /// Who QEMU is.
     pub isolation: Isolation,
@@ -245,6 +246,12 @@ impl MachineSpec {
         }
         if self.page_reporting && matches!(self.memory, Memory::CopyOnWrite(_)) {
             return fail("free pages of a copy-on-write memory cannot be reported".to_owned());
+        }
+        if matches!(
+            (&self.boot, &self.memory),
+            (Boot::Kernel { .. } | Boot::Firmware, Memory::CopyOnWrite(_))
+        ) {
+            return fail("a copy-on-write memory can only be gone on with, not started in".to_owned());
         }
         let mut serials: Vec<&str> = self.disks.iter().map(|d| d.serial.as_str()).collect();
         serials.sort_unstable();

@@ -6,7 +6,7 @@ use std::io::Write;
 
 pub(crate) fn order(dir: &std::path::Path) -> MachineSpec {
     let empty = |name: &str| {
-        std::fs::write(dir.join(name), b"").unwrap();
+        std::fs::write(dir.join(name), [0; 64]).unwrap();
         File::open(dir.join(name)).unwrap()
     };
     MachineSpec {
@@ -53,7 +53,7 @@ fn orders_are_checked() {
         ("too many CPUs", |s| s.vcpus = 65, Some("CPUs")),
         ("CPU with features", |s| s.cpu_model = Some("Nehalem,+aes,-vmx,kvm=off".into()), None),
         ("CPU with a path", |s| s.cpu_model = Some("a/b".into()), Some("CPU model")),
-        ("odd memory", |s| s.memory_bytes = (64 << 20) + 1, Some("memory")),
+        ("odd memory", |s| s.memory_bytes = (128 << 20) + 1, Some("memory")),
         ("little memory", |s| s.memory_bytes = 1 << 20, Some("memory")),
         ("a disk", |s| s.disks.push(disk("abc")), None),
         ("a long serial", |s| s.disks.push(disk("012345678901234567890")), Some("serial")),
@@ -73,8 +73,19 @@ fn orders_are_checked() {
         ),
         (
             "free pages of a template",
-            |s| s.memory = Memory::CopyOnWrite(tempfile::tempfile().unwrap()),
-            Some("copy-on-write"),
+            |s| {
+                s.memory = Memory::CopyOnWrite(tempfile::tempfile().unwrap());
+                s.boot = Boot::Incoming;
+            },
+            Some("reported"),
+        ),
+        (
+            "a boot in a template",
+            |s| {
+                s.memory = Memory::CopyOnWrite(tempfile::tempfile().unwrap());
+                s.page_reporting = false;
+            },
+            Some("not started"),
         ),
     ];
     let dir = tempfile::tempdir().unwrap();
