@@ -155,7 +155,8 @@ fn standard(tree: &Tree, privileged: bool) -> Result<(), Error> {
 }
 
 fn devices(tree: &Tree, layout: &Layout) -> Result<(), Error> {
-    let dev = tree.at(Path::new("/dev")).doing(|| "open /dev".to_owned())?.path();
+    let open = tree.at(Path::new("/dev")).doing(|| "open /dev".to_owned())?;
+    let dev = open.path();
     let make = |name: &str, kind: SFlag, number, mode: u32| {
         let at = dev.join(name);
         mknod(&at, kind, Mode::from_bits_truncate(mode), number).doing(|| format!("make /dev/{name}"))?;

@@ -1,0 +1,298 @@
+//! The agent in real machines: the distribution's kernel, software emulation, containers of a busybox image.
+//!
+//! Needs what `cargo xtask setup` fetches, a static `busybox`, and the agent as guests run it, in `CUMULET_GUEST`:
+//! `RUSTFLAGS="-C target-feature=+crt-static" cargo build --profile guest -p cumulet-guest --target
+//! x86_64-unknown-linux-gnu`.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod host;
+
+use cumulet_guest_proto::Channel;
+use cumulet_guest_proto::identity::{Hook, Identity, Phase};
+use cumulet_guest_proto::message::{Event, InstanceState, Reply, Request};
+use cumulet_guest_proto::spec::{
+    ContainerStart, ExecStart, File, FileTree, Mount, Pod, Process, Resources, Root, Security, Volume,
+};
+use cumulet_vmm::State;
+use host::{Host, SERIAL};
+use std::time::{Duration, Instant};
+
+/// What container engines give by default.
+const CAPABILITIES: u64 = 0xa804_25fb;
+
+fn container(name: &str, stream: u32, script: &str) -> ContainerStart {
+    ContainerStart {
+        name: name.into(),
+        id: format!("id-{name}"),
+        stream,
+        root: Root { images: vec![SERIAL.into()], read_only: false },
+        process: Process { args: ["sh", "-c", script].map(str::to_owned).into(), ..Process::default() },
+        security: Security { capabilities: CAPABILITIES, ..Security::default() },
+        termination_message_path: "/dev/termination-log".into(),
+        ..ContainerStart::default()
+    }
+}
+
+fn exec(container: &str, stream: u32, script: &str) -> ExecStart {
+    let command = ["sh", "-c", script].map(str::to_owned).into();
+    ExecStart { container: container.into(), stream, command, ..ExecStart::default() }
+}
+
+fn tree(files: &[(&str, &str)]) -> FileTree {
+    let file = |text: &str| File { content: text.into(), mode: 0o644, uid: None };
+    files.iter().map(|(path, text)| ((*path).to_owned(), file(text))).collect()
+}
+
+fn pod() -> Pod {
+    Pod {
+        hostname: "web-0".into(),
+        clock_us: 1_800_000_000_000_000,
+        machine_id: "0123456789abcdef0123456789abcdef".into(),
+        entropy: vec![7; 32].into(),
+        etc: tree(&[("hosts", "127.0.0.1 localhost\n"), ("resolv.conf", "nameserver 10.0.0.1\n")]),
+        volumes: [
+            (
+                "config".to_owned(),
+                Volume::Files { files: tree(&[("key", "one"), ("d/e", "two")]), gid: None },
+            ),
+            ("cache".to_owned(), Volume::EmptyDir { size_bytes: None, memory: false, gid: Some(5) }),
+        ]
+        .into(),
+        sysctls: [("kernel.shm_rmid_forced".to_owned(), "1".to_owned())].into(),
+        ..Pod::default()
+    }
+}
+
+fn ended(host: &Host, name: &str) -> Option<cumulet_guest_proto::message::Ended> {
+    host.events.iter().rev().find_map(|event| match event {
+        Event::Container { name: n, instance } if n == name => match &instance.state {
+            InstanceState::Ended(ended) => Some(ended.clone()),
+            InstanceState::Running { .. } => None,
+        },
+        _ => None,
+    })
+}
+
+fn exec_ended(host: &Host, wanted: u32) -> Option<i32> {
+    host.events.iter().find_map(|event| match event {
+        Event::ExecEnded { stream, exit_code } if *stream == wanted => Some(*exit_code),
+        _ => None,
+    })
+}
+
+async fn run(host: &mut Host, order: ExecStart) -> (i32, String) {
+    let stream = order.stream;
+    host.link.open_stream(stream);
+    assert_eq!(host.ask(Request::Exec(order.into())).await, Reply::Done);
+    host.until("the command to end", |host| exec_ended(host, stream).is_some()).await;
+    let code = exec_ended(host, stream).unwrap();
+    (code, host.output(stream, Channel::Stdout) + &host.output(stream, Channel::Stderr))
+}
+
+async fn start(host: &mut Host, order: ContainerStart) -> Reply {
+    host.link.open_stream(order.stream);
+    host.ask(Request::Start(order.into())).await
+}
+
+#[tokio::test]
+#[ignore = "boots a virtual machine with the agent in CUMULET_GUEST"]
+async fn a_pod_lives() {
+    let mut host = Host::boot(&[]).await;
+    assert_eq!(host.ask(Request::Configure(pod().into())).await, Reply::Done);
+    assert_eq!(host.ask(Request::Configure(pod().into())).await, Reply::Done, "a repetition");
+
+    let script = "echo out; echo err >&2; cat /etc/hosts /config/key /config/d/e; hostname; id; pwd; \
+        cat /proc/self/status | grep -E 'CapEff|NoNewPrivs'; date +%Y; echo last words > /dev/termination-log; \
+        touch /cache/x; stat -c %a:%g /cache; cat /etc/machine-id; ls /proc | grep -c '^[0-9]'; exit 3";
+    let mut order = container("first", 1, script);
+    order.process.user = "1000:1000".into();
+    order.process.cwd = "/work/dir".into();
+    order.security.no_new_privileges = true;
+    order.mounts = vec![
+        Mount { volume: "config".into(), destination: "/config".into(), ..Mount::default() },
+        Mount { volume: "cache".into(), destination: "/cache".into(), ..Mount::default() },
+    ];
+    let began = Instant::now();
+    assert_eq!(start(&mut host, order.clone()).await, Reply::Done);
+    println!("container start: {} ms", began.elapsed().as_millis());
+    host.until("the end of the first container", |host| ended(host, "first").is_some()).await;
+    let end = ended(&host, "first").unwrap();
+    let text = host.output(1, Channel::Stdout);
+    println!("{text}");
+    assert_eq!((end.exit_code, end.reason.as_str(), end.message.as_str()), (3, "Error", "last words\n"));
+    for part in [
+        "out\n127.0.0.1 localhost\nonetwoweb-0\nuid=1000 gid=1000",
+        "/work/dir\n",
+        "CapEff:\t0000000000000000\n",
+        "NoNewPrivs:\t1\n",
+        "2027\n",
+        "2777:5\n",
+    ] {
+        assert!(text.contains(part), "{part:?}");
+    }
+    assert_eq!(host.output(1, Channel::Stderr), "err\n");
+    assert_eq!(start(&mut host, order.clone()).await, Reply::Done, "it ran already");
+    order.attempt = 1;
+    order.stream = 2;
+    order.process.args = vec!["/nope".into()];
+    let Reply::Error { reason, message } = start(&mut host, order).await else { panic!() };
+    assert_eq!(
+        (reason.as_str(), message.as_str()),
+        ("StartError", "exec: \"/nope\": stat /nope: no such file or directory")
+    );
+
+    commands(&mut host).await;
+    limits(&mut host).await;
+    throughput(&mut host).await;
+    let id = host.link.request(Request::Shutdown { grace_ms: 5000 });
+    host.machine.expect_end();
+    host.until("the end to be answered", |host| host.replies.contains_key(&id)).await;
+    let state = tokio::time::timeout(Duration::from_secs(20), host.machine.ended()).await.unwrap();
+    assert_eq!(state, State::Gone);
+    println!("{}", host.console());
+}
+
+/// Exec, terminals, input, signals, volumes that change.
+async fn commands(host: &mut Host) {
+    let mut order = container("main", 10, "trap 'echo bye; exit 0' TERM; while true; do sleep 1; done");
+    order.mounts = vec![Mount { volume: "config".into(), destination: "/config".into(), ..Mount::default() }];
+    assert_eq!(start(host, order).await, Reply::Done);
+    let began = Instant::now();
+    let (code, text) = run(host, exec("main", 11, "echo hi; exit 7")).await;
+    println!("exec: {} ms", began.elapsed().as_millis());
+    assert_eq!((code, text.as_str()), (7, "hi\n"));
+
+    let files = tree(&[("key", "three")]);
+    assert_eq!(host.ask(Request::WriteFiles { volume: "config".into(), files }).await, Reply::Done);
+    assert_eq!(
+        run(host, exec("main", 12, "cat /config/key; ls /config; echo x > /config/key"))
+            .await
+            .1
+            .lines()
+            .next(),
+        Some("threekey")
+    );
+    let etc = Request::WriteEtc { files: tree(&[("hosts", "10.1.1.1 other\n")]) };
+    assert_eq!(host.ask(etc).await, Reply::Done);
+    assert_eq!(run(host, exec("main", 13, "cat /etc/hosts")).await.1, "10.1.1.1 other\n");
+
+    let mut terminal = exec("main", 14, "tty; stty size; read line; echo got $line; stty size");
+    (terminal.tty, terminal.stdin, terminal.columns, terminal.rows) = (true, true, 100, 30);
+    host.link.open_stream(14);
+    assert_eq!(host.ask(Request::Exec(terminal.into())).await, Reply::Done);
+    host.until("a terminal", |host| host.output(14, Channel::Stdout).contains("30 100")).await;
+    host.link.resize(14, 80, 24);
+    host.link.write_stdin(14, b"hello\n");
+    host.until("the terminal's end", |host| exec_ended(host, 14).is_some()).await;
+    let text = host.output(14, Channel::Stdout);
+    assert!(text.starts_with("/dev/pts/0\r\n") && text.ends_with("got hello\r\n24 80\r\n"), "{text:?}");
+
+    let mut input = exec("main", 15, "wc -c");
+    input.stdin = true;
+    host.link.open_stream(15);
+    assert_eq!(host.ask(Request::Exec(input.into())).await, Reply::Done);
+    let mut left = 1_000_000;
+    while left > 0 {
+        left -= host.link.write_stdin(15, &vec![b'x'; left]);
+        host.step().await;
+    }
+    host.link.close_stdin(15);
+    host.until("wc to end", |host| exec_ended(host, 15).is_some()).await;
+    assert_eq!(host.output(15, Channel::Stdout), "1000000\n");
+
+    let mut slow = exec("main", 16, "sleep 100");
+    slow.timeout_ms = 300;
+    assert_eq!(run(host, slow).await.0, 137);
+    let missing = exec("none", 17, "true");
+    let reply = host.ask(Request::Exec(missing.into())).await;
+    assert!(matches!(reply, Reply::Error { reason, .. } if reason == "NotRunning"));
+    let masked = run(
+        host,
+        exec(
+            "main",
+            18,
+            "wc -c < /proc/kcore; echo x > /proc/sys/kernel/panic; ls -A /sys/firmware; mount | grep ' / '",
+        ),
+    )
+    .await
+    .1;
+    assert!(masked.contains("Read-only file system") && masked.starts_with("0\n"), "{masked}");
+
+    // A host that begins anew finds everything.
+    host.reconnect().await;
+    let snapshot = host.snapshot.clone().unwrap();
+    assert!(
+        snapshot.configured && matches!(snapshot.containers["main"].state, InstanceState::Running { .. })
+    );
+
+    let signal = Request::Signal { container: "main".into(), attempt: 0, signal: 15 };
+    assert_eq!(host.ask(signal).await, Reply::Done);
+    host.until("main to end", |host| ended(host, "main").is_some()).await;
+    assert_eq!(host.output(10, Channel::Stdout), "bye\n");
+    assert_eq!(ended(host, "main").unwrap().exit_code, 0);
+}
+
+/// Memory limits, freezing, figures.
+async fn limits(host: &mut Host) {
+    let mut order = container("hungry", 20, "x=a; while true; do x=$x$x; done");
+    order.resources = Resources { memory_limit_bytes: Some(16 << 20), ..Resources::default() };
+    assert_eq!(start(host, order).await, Reply::Done);
+    host.until("memory to end", |host| ended(host, "hungry").is_some()).await;
+    let end = ended(host, "hungry").unwrap();
+    assert_eq!((end.exit_code, end.signal, end.reason.as_str()), (137, 9, "OOMKilled"));
+
+    let script = "while true; do cat /proc/sys/kernel/random/uuid > /tmp/tick; done";
+    assert_eq!(start(host, container("busy", 21, &format!("mkdir -p /tmp; {script}"))).await, Reply::Done);
+    assert_eq!(host.ask(Request::Freeze).await, Reply::Done);
+    let refused = host.ask(Request::Exec(exec("busy", 22, "true").into())).await;
+    assert!(matches!(refused, Reply::Error { reason, .. } if reason == "Conflict"));
+    let identity = Identity {
+        generation: 1,
+        entropy: vec![9; 32].into(),
+        clock_us: 1_900_000_000_000_000,
+        hostname: "clone-1".into(),
+        machine_id: "f".repeat(32),
+        boot_id: "11111111-2222-3333-4444-555555555555".into(),
+        document: "{}".into(),
+        env: "A=b\n".into(),
+        after_restore: Some(Hook {
+            container: "busy".into(),
+            command: ["sh", "-c", "cat /run/cumulet/generation > /tmp/hooked"].map(str::to_owned).into(),
+            timeout_ms: 10_000,
+        }),
+        thaw: true,
+        ..Identity::default()
+    };
+    let Reply::Adopted(report) = host.ask(Request::Adopt(identity.clone().into())).await else { panic!() };
+    println!("identity: {report:?}");
+    assert_eq!(report.phases.last().unwrap().0, Phase::Thaw);
+    let seen = run(
+        host,
+        exec(
+            "busy",
+            23,
+            "hostname; date +%Y; cat /proc/sys/kernel/random/boot_id /run/cumulet/* /tmp/hooked",
+        ),
+    )
+    .await
+    .1;
+    assert_eq!(seen, "clone-1\n2030\n11111111-2222-3333-4444-555555555555\nA=b\n1\n{}1\n");
+    let Reply::Stats(stats) = host.ask(Request::Stats).await else { panic!() };
+    println!("{stats:?}");
+    assert!(stats.containers["busy"].cpu_usage_us > 0 && stats.guest.memory_total_bytes > 64 << 20);
+    let kill = Request::Signal { container: "busy".into(), attempt: 0, signal: 9 };
+    assert_eq!(host.ask(kill).await, Reply::Done);
+    host.until("busy to end", |host| ended(host, "busy").is_some()).await;
+}
+
+async fn throughput(host: &mut Host) {
+    const BYTES: usize = 64 << 20;
+    let script = format!("dd if=/dev/zero bs=65536 count={} 2>/dev/null", BYTES / 65536);
+    let began = Instant::now();
+    assert_eq!(start(host, container("noisy", 30, &script)).await, Reply::Done);
+    host.until("64 MiB of output", |host| ended(host, "noisy").is_some()).await;
+    let seconds = began.elapsed().as_secs_f64();
+    println!("output: {:.0} MB/s", BYTES as f64 / 1e6 / seconds);
+    assert_eq!(host.counted(30), BYTES);
+}
