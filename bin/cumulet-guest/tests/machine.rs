@@ -7,12 +7,13 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod host;
+mod tap;
 
 use cumulet_guest_proto::Channel;
 use cumulet_guest_proto::identity::{Hook, Identity, Phase};
 use cumulet_guest_proto::message::{Event, InstanceState, Reply, Request};
 use cumulet_guest_proto::spec::{
-    ContainerStart, ExecStart, File, FileTree, Mount, Pod, Process, Resources, Root, Security, Volume,
+    ContainerStart, ExecStart, File, FileTree, Mount, Neighbour, Network, Pod, Route, Process, Resources, Root, Security, Volume,
 };
 use cumulet_vmm::State;
 use host::{Host, SERIAL};
@@ -98,7 +99,7 @@ async fn start(host: &mut Host, order: ContainerStart) -> Reply {
 #[tokio::test]
 #[ignore = "boots a virtual machine with the agent in CUMULET_GUEST"]
 async fn a_pod_lives() {
-    let mut host = Host::boot(&[]).await;
+    let mut host = Host::boot(Vec::new()).await;
     assert_eq!(host.ask(Request::Configure(pod().into())).await, Reply::Done);
     assert_eq!(host.ask(Request::Configure(pod().into())).await, Reply::Done, "a repetition");
 
@@ -295,4 +296,67 @@ async fn throughput(host: &mut Host) {
     let seconds = began.elapsed().as_secs_f64();
     println!("output: {:.0} MB/s", BYTES as f64 / 1e6 / seconds);
     assert_eq!(host.counted(30), BYTES);
+}
+
+fn network(address: &str, mac: &str) -> Network {
+    Network {
+        interface: "eth0".into(),
+        mac: mac.into(),
+        addresses: vec![format!("{address}/32")],
+        routes: vec![Route { destination: "0.0.0.0/0".into(), gateway: tap::GATEWAY.into(), onlink: true }],
+        neighbours: vec![Neighbour { address: tap::GATEWAY.into(), mac: tap::GATEWAY_MAC.into() }],
+        mtu: 1400,
+    }
+}
+
+/// An address, and another one: nothing of the first is left.
+#[tokio::test]
+#[ignore = "boots a virtual machine with the agent in CUMULET_GUEST; needs root for a network namespace"]
+async fn addresses_change() {
+    let mut host = Host::boot(vec![tap::make([2, 0, 0, 0, 0, 2])]).await;
+    let configured = Pod { network: Some(network("10.9.0.2", "02:00:00:00:00:02")), ..pod() };
+    assert_eq!(host.ask(Request::Configure(configured.into())).await, Reply::Done);
+    let serve = "mkdir -p /www; echo served > /www/f; httpd -f -p 80 -h /www";
+    assert_eq!(start(&mut host, container("web", 1, serve)).await, Reply::Done);
+    let script = "ip -o addr show dev eth0; ip route; cat /sys/class/net/eth0/mtu; cat /sys/class/net/eth0/address";
+    let seen = run(&mut host, exec("web", 2, script)).await.1;
+    println!("{seen}");
+    for part in ["inet 10.9.0.2/32", "default via 10.9.0.1 dev eth0", "1400\n02:00:00:00:00:02\n"] {
+        assert!(seen.contains(part), "{part}");
+    }
+    assert!(tap::get("10.9.0.2").contains("served"));
+
+    let listener = std::net::TcpListener::bind("10.9.0.1:9000").unwrap();
+    let talk = "nc 10.9.0.1 9000; echo gone $?";
+    // With its input open it has nothing to say and does not say that it is done.
+    let client = ContainerStart { stdin: true, ..container("client", 3, talk) };
+    assert_eq!(start(&mut host, client).await, Reply::Done);
+    let (connection, _) = listener.accept().unwrap();
+    assert_eq!(host.ask(Request::Quiesce).await, Reply::Done);
+    let identity = Identity {
+        generation: 5,
+        entropy: vec![9; 64].into(),
+        clock_us: 1_900_000_000_000_000,
+        hostname: "clone-5".into(),
+        network: Some(network("10.9.0.3", "02:00:00:00:00:03")),
+        thaw: true,
+        ..Identity::default()
+    };
+    let reply = host.ask(Request::Adopt(identity.into())).await;
+    let Reply::Adopted(report) = reply else { panic!("{reply:?}") };
+    println!("identity: {report:?}");
+    // The client's, and what is left of the request before.
+    assert!(report.connections_aborted >= 1);
+    host.until("the client to notice", |host| ended(host, "client").is_some()).await;
+    assert!(host.output(3, Channel::Stdout).starts_with("gone "));
+    assert!(tap::get("10.9.0.3").contains("served"));
+    // No reset came from the old address.
+    connection.set_nonblocking(true).unwrap();
+    let read = std::io::Read::read(&mut &connection, &mut [0]);
+    assert_eq!(read.unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+    let seen = run(&mut host, exec("web", 4, script)).await.1;
+    assert!(seen.contains("inet 10.9.0.3/32") && !seen.contains("10.9.0.2"), "{seen}");
+    assert!(seen.contains("02:00:00:00:00:03\n"));
+    println!("{}", host.console());
+    host.machine.kill().await;
 }

@@ -61,12 +61,7 @@ fn layer(dir: &Path) -> PathBuf {
 
 impl Host {
     /// Boots a machine and waits for its greeting.
-    pub(crate) async fn boot(nics: &[()]) -> Self {
-        let _ = nics;
-        Self::boot_with(Vec::new()).await
-    }
-
-    pub(crate) async fn boot_with(nics: Vec<Nic>) -> Self {
+    pub(crate) async fn boot(nics: Vec<Nic>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let agent = std::env::var_os("CUMULET_GUEST").expect("CUMULET_GUEST names the static agent");
         let kernel = Kernel::install(&cache().join("guest-kernel"), &dir.path().join("kernel")).unwrap();
@@ -85,7 +80,8 @@ impl Host {
             boot: Boot::Kernel {
                 image: File::open(kernel.image()).unwrap(),
                 initramfs: File::open(&initramfs).unwrap(),
-                parameters: Vec::new(),
+                // What the kernel says in between, for those who look for time: CUMULET_TEST_KERNEL="loglevel=7".
+                parameters: std::env::var("CUMULET_TEST_KERNEL").into_iter().collect(),
             },
             channel: Some(theirs.into()),
             console: ConsoleSpec {
