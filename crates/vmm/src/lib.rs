@@ -23,6 +23,7 @@ mod qemu;
 pub mod qmp;
 pub mod rootfs;
 pub mod scratch;
+pub mod virtiofs;
 
 pub use error::Error;
 pub use kernel::Kernel;

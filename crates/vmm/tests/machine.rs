@@ -5,10 +5,11 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use cumulet_vmm::{
-    Accelerator, Boot, ConsoleSpec, Disk, DiskFormat, Failure, Isolation, Kernel, Machine, MachineSpec,
-    Memory, OnReboot, Qemu, State, initramfs, kvm, rootfs, scratch,
+    Accelerator, Backing, Boot, ConsoleSpec, Disk, DiskFormat, Failure, Isolation, Kernel, Machine,
+    MachineSpec, Memory, Nic, OnReboot, Qemu, State, initramfs, kvm, rootfs, scratch, virtiofs::Virtiofsd,
 };
 use std::fs::{self, File};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -111,6 +112,18 @@ fn order(dir: &Path) -> (MachineSpec, Channel) {
     (spec, Channel(BufReader::new(UnixStream::from_std(ours).unwrap())))
 }
 
+/// A tap that goes with its descriptor.
+fn tap() -> OwnedFd {
+    let device = File::options().read(true).write(true).open("/dev/net/tun").unwrap();
+    // linux/if_tun.h: TUNSETIFF, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR. The name is the kernel's choice.
+    let mut request = [0u8; 40];
+    request[16..18].copy_from_slice(&0x5002u16.to_ne_bytes());
+    // SAFETY: the request is as large as struct ifreq. JUSTIFICATION: taps are only made by ioctl.
+    let made = unsafe { libc::ioctl(device.as_raw_fd(), 0x4004_54ca, request.as_mut_ptr()) };
+    assert_eq!(made, 0, "{}", std::io::Error::last_os_error());
+    device.into()
+}
+
 async fn until(machine: &Machine, fits: impl Fn(&State) -> bool) -> State {
     let mut watch = machine.watch();
     let state = tokio::time::timeout(PATIENCE, watch.wait_for(|s| fits(s))).await.expect("no such state");
@@ -141,6 +154,19 @@ async fn a_life() {
         disk(File::open(image).unwrap(), &rootfs::serial(&digest), true),
         disk(scratch::create(&dir.path().join("scratch"), 64 << 20).unwrap(), scratch::SERIAL, false),
     ];
+    // Devices that only root can make.
+    let mut served = None;
+    if nix::unistd::geteuid().is_root() {
+        let shared = dir.path().join("shared");
+        fs::create_dir(&shared).unwrap();
+        fs::write(shared.join("greeting"), "hello from the host").unwrap();
+        let daemon = Virtiofsd::find().unwrap().serve(&shared, "shared", false, dir.path()).unwrap();
+        spec.directories.push(daemon.directory);
+        served = Some((daemon.process, shared.join("answer")));
+        spec.nics.push(Nic { tap: tap(), mac: [2, 0, 0, 0, 0, 7], mtu: 1400 });
+        spec.isolation.prepare =
+            Some(Box::new(|| Ok(nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?)));
+    }
     let begin = Instant::now();
     let machine = Machine::spawn(&parts().qemu, spec).await.unwrap();
     assert_eq!(machine.state(), State::Created);
@@ -172,6 +198,15 @@ async fn a_life() {
         assert!(status.contains("CapEff:\t0000000000000000"), "{status}");
     }
     assert!(status.contains("NoNewPrivs:\t1") && status.contains("Seccomp:\t2"), "{status}");
+
+    if let Some((mut process, answer)) = served {
+        assert_eq!(channel.ask("m").await, "02:00:00:00:00:07");
+        assert_eq!(channel.ask("v shared").await, "hello from the host");
+        assert_eq!(fs::read_to_string(answer).unwrap(), "answer");
+        assert!(process.try_wait().unwrap().is_none());
+        let namespace = |pid: String| fs::read_link(format!("/proc/{pid}/ns/net")).unwrap();
+        assert_ne!(namespace(machine.pid().to_string()), namespace("self".to_owned()));
+    }
 
     // A paused guest does nothing, and does not notice.
     let before: f64 = channel.ask("t").await.parse().unwrap();
@@ -255,13 +290,16 @@ async fn clones_go_on_where_their_template_was() {
     let dir = tempfile::tempdir().unwrap();
     let (mut spec, mut channel) = order(dir.path());
     spec.page_reporting = false;
+    let (state_path, memory_path) = (dir.path().join("state"), dir.path().join("memory"));
+    let file = File::options().read(true).write(true).create_new(true).open(&memory_path).unwrap();
+    give(&memory_path);
+    spec.memory = Memory::Shared(file);
     let template = Machine::spawn(&parts().qemu, spec).await.unwrap();
     template.start().await.unwrap();
     channel.line().await;
     template.guest_ready();
     assert_eq!(channel.ask("x").await, "x");
     let before: f64 = channel.ask("t").await.parse().unwrap();
-    let (state_path, memory_path) = (dir.path().join("state"), dir.path().join("memory"));
     assert!(
         template.save(File::create(&state_path).unwrap()).await.is_err(),
         "a running machine is not saved"
@@ -270,35 +308,50 @@ async fn clones_go_on_where_their_template_was() {
     template.pause().await.unwrap();
     template.save(File::create(&state_path).unwrap()).await.unwrap();
     let saved = begin.elapsed();
-    let copy = template.copy_memory(&File::create(&memory_path).unwrap()).unwrap();
+    let copied_path = dir.path().join("memory-copy");
+    let copy = template.copy_memory(&File::create(&copied_path).unwrap()).unwrap();
+    give(&copied_path);
     println!(
         "devices' state: {} bytes in {saved:?}; {copy:?} after {:?}",
         fs::metadata(&state_path).unwrap().len(),
         begin.elapsed()
     );
-    template.resume().await.unwrap();
-    assert_eq!(channel.ask("x again").await, "x again");
-    template.kill().await;
-
-    if let Some((user, group)) = isolation().user {
-        std::os::unix::fs::chown(&memory_path, Some(user), Some(group)).unwrap();
-    }
-    let (one, two) = tokio::join!(clone(dir.path(), "x-one"), clone(dir.path(), "x-two"));
+    let before_clones = sha256(&memory_path);
+    assert_eq!(before_clones, sha256(&copied_path));
+    let (one, two) =
+        tokio::join!(clone(dir.path(), "x-one", &memory_path), clone(dir.path(), "x-two", &copied_path));
     for (machine, mut channel) in [one, two] {
         let after: f64 = channel.ask("t").await.parse().unwrap();
         assert!(after >= before && after < before + 20.0, "{before} {after}");
         println!("clone: {:?}", machine.process_usage().unwrap());
         machine.kill().await;
     }
+    assert_eq!(before_clones, sha256(&memory_path), "clones have written into their template");
+    // A saved machine goes on when it is let.
+    template.resume().await.unwrap();
+    assert_eq!(channel.ask("x again").await, "x again");
+    template.kill().await;
 }
 
-async fn clone(dir: &Path, name: &str) -> (Machine, Channel) {
+/// QEMU's user opens it again.
+fn give(path: &Path) {
+    if let Some((user, group)) = isolation().user {
+        std::os::unix::fs::chown(path, Some(user), Some(group)).unwrap();
+    }
+}
+
+fn sha256(path: &Path) -> String {
+    let output = Command::new("sha256sum").arg("-b").arg(path).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().split(' ').next().unwrap().to_owned()
+}
+
+async fn clone(dir: &Path, name: &str, memory: &Path) -> (Machine, Channel) {
     let own = dir.join(name);
     fs::create_dir(&own).unwrap();
     let (mut spec, mut channel) = order(&own);
     spec.page_reporting = false;
     spec.boot = Boot::Incoming;
-    spec.memory = Memory::CopyOnWrite(File::open(dir.join("memory")).unwrap());
+    spec.memory = Memory::CopyOnWrite(File::open(memory).unwrap());
     let begin = Instant::now();
     let machine = Machine::spawn(&parts().qemu, spec).await.unwrap();
     let spawned = begin.elapsed();
@@ -318,9 +371,7 @@ async fn a_broken_state_is_refused() {
     fs::write(dir.path().join("state"), b"no state of any machine, but long enough to be read").unwrap();
     let memory = File::create(dir.path().join("memory")).unwrap();
     memory.set_len(MEMORY).unwrap();
-    if let Some((user, group)) = isolation().user {
-        std::os::unix::fs::chown(dir.path().join("memory"), Some(user), Some(group)).unwrap();
-    }
+    give(&dir.path().join("memory"));
     let (mut spec, _channel) = order(dir.path());
     spec.page_reporting = false;
     spec.boot = Boot::Incoming;
@@ -359,4 +410,71 @@ async fn kvm_is_judged_by_a_guest() {
     }
     let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert!(left.iter().all(|name| !name.to_string_lossy().starts_with(".partial")), "{left:?}");
+}
+
+/// A disk with its own boot code, as the difference to another one: the code writes to the serial line and halts.
+#[tokio::test]
+async fn a_disk_image_starts_by_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    // mov dx, 3f8h; for each letter: mov al, letter; out dx, al; then cli; hlt.
+    let mut sector = vec![0xba, 0xf8, 0x03];
+    sector.extend(b"started".iter().flat_map(|letter| [0xb0, *letter, 0xee]));
+    sector.extend([0xfa, 0xf4]);
+    sector.resize(1 << 20, 0);
+    sector[510..512].copy_from_slice(&[0x55, 0xaa]);
+    let (base, top) = (dir.path().join("base.raw"), dir.path().join("top.qcow2"));
+    fs::write(&base, sector).unwrap();
+    // The image names another backing file: it must not be followed.
+    let made = Command::new("qemu-img")
+        .args(["create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", "/etc/passwd"])
+        .args([top.to_str().unwrap(), "1M"])
+        .status()
+        .unwrap();
+    assert!(made.success());
+    let (mut spec, _channel) = order(dir.path());
+    spec.boot = Boot::Firmware;
+    spec.on_reboot = OnReboot::Reset;
+    spec.disks = vec![Disk {
+        file: File::options().read(true).write(true).open(&top).unwrap(),
+        serial: "root".to_owned(),
+        read_only: false,
+        volatile: false,
+        format: DiskFormat::Qcow2 {
+            backing: Some(Backing { file: File::open(&base).unwrap(), qcow2: false }),
+        },
+    }];
+    let machine = Machine::spawn(&parts().qemu, spec).await.unwrap();
+    let mut person = UnixStream::connect(dir.path().join("console.sock")).await.unwrap();
+    machine.start().await.unwrap();
+    let mut seen = Vec::new();
+    let read = async {
+        while !String::from_utf8_lossy(&seen).contains("started") {
+            assert_ne!(person.read_buf(&mut seen).await.unwrap(), 0);
+        }
+    };
+    tokio::time::timeout(PATIENCE, read).await.expect("it does not start");
+    machine.kill().await;
+}
+
+/// The thread that started it is the machine's life line, even when nothing of it is dropped.
+#[test]
+fn a_machine_ends_with_its_owner() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_owned();
+    let owner = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let machine =
+            runtime.block_on(async { Machine::spawn(&parts().qemu, order(&path).0).await.unwrap() });
+        let pid = machine.pid();
+        // SAFETY: a plain system call on a process that is not reaped yet. JUSTIFICATION: no safe wrapper.
+        let watched = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+        std::mem::forget((machine, runtime));
+        watched
+    });
+    let watched = i32::try_from(owner.join().unwrap()).unwrap();
+    assert!(watched >= 0);
+    let mut ended = libc::pollfd { fd: watched, events: libc::POLLIN, revents: 0 };
+    // SAFETY: one valid entry. JUSTIFICATION: a pidfd can only be polled.
+    let ready = unsafe { libc::poll(&raw mut ended, 1, 30_000) };
+    assert_eq!(ready, 1, "QEMU lives on without its owner");
 }

@@ -18,6 +18,7 @@ pub mod spec;
 pub mod state;
 
 pub use process::ProcessUsage;
+pub(crate) use process::keep_open;
 pub use snapshot::MemoryCopy;
 
 use crate::error::system;

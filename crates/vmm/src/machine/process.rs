@@ -83,7 +83,7 @@ fn become_user(isolation: &Isolation, groups: &[Gid]) -> io::Result<()> {
 }
 
 /// Lets a descriptor live through exec.
-fn keep_open(fd: RawFd) -> io::Result<()> {
+pub(crate) fn keep_open(fd: RawFd) -> io::Result<()> {
     // SAFETY: the descriptor belongs to this process and only its flag changes. JUSTIFICATION: in the child there is
     // no owned or borrowed value of it, only the number that the command line names.
     match unsafe { libc::fcntl(fd, libc::F_SETFD, 0) } {

@@ -119,6 +119,19 @@ int main(void)
         case 'e': disk(channel, command + 2, "erofs"); break;
         case 's': disk(channel, command + 2, "ext4"); break;
         case 'r': speed(channel, command + 2); break;
+        case 'v': /* a directory of the host: reads its greeting, answers into it */
+            mkdir("/shared", 0755);
+            if (mount(command + 2, "/shared", "virtiofs", 0, "") < 0) {
+                dprintf(channel, "cannot mount: %m\n");
+                break;
+            }
+            line("/shared/greeting", path, sizeof path);
+            n = open("/shared/answer", O_CREAT | O_WRONLY, 0644);
+            if (write(n, "answer", 6) != 6) strcpy(path, "cannot write");
+            close(n);
+            umount("/shared");
+            dprintf(channel, "%s\n", path);
+            break;
         case 'm': /* the first network device's address */
             line("/sys/class/net/eth0/address", path, sizeof path);
             dprintf(channel, "%s\n", path);
