@@ -10,6 +10,7 @@ mod network;
 mod old_kubectl;
 mod pods;
 mod registry;
+mod selectors;
 mod volumes;
 
 use cumulet_e2e::{Cloud, wait_for};
