@@ -101,6 +101,9 @@ pub(crate) struct ConfigFile {
     #[serde(default)]
     pub(crate) config: RunConfig,
     pub(crate) rootfs: RootFs,
+    /// What made each layer, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) history: Option<serde_json::Value>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -40,10 +40,21 @@ impl Stack {
     fn empty() -> Self {
         let rootfs = RootFs { kind: "layers".to_owned(), diff_ids: Vec::new() };
         let (platform, config) = (Platform::here(), RunConfig::default());
-        Self { layers: Vec::new(), config: ConfigFile { created: None, platform, config, rootfs } }
+        Self {
+            layers: Vec::new(),
+            config: ConfigFile { created: None, platform, config, rootfs, history: None },
+        }
     }
 
-    fn extend(&mut self, layers: Vec<Layer>) {
+    /// Puts layers on top; `by` says to people what made them.
+    fn extend(&mut self, layers: Vec<Layer>, by: &str) {
+        let mut told = match self.config.history.take() {
+            Some(serde_json::Value::Array(told)) => told,
+            // Layers of tools that write no history.
+            _ => vec![serde_json::json!({}); self.layers.len()],
+        };
+        told.extend(layers.iter().map(|_| serde_json::json!({"created_by": format!("cumulet: {by}")})));
+        self.config.history = Some(told.into());
         self.config.rootfs.diff_ids.extend(layers.iter().map(|layer| layer.diff_id.clone()));
         self.layers.extend(layers);
     }
@@ -149,7 +160,10 @@ impl Builder<'_> {
         }
         if !files.members.is_empty() {
             let added = self.step(&mut steps, "files", || self.files(&files))?;
-            stack.extend(added);
+            // An image of nothing but files looks as it always did.
+            let plain = stack.layers.is_empty();
+            stack.extend(added, "files");
+            stack.config.history = stack.config.history.filter(|_| !plain);
         }
         Ok((stack, steps, entries))
     }
@@ -178,7 +192,7 @@ impl Builder<'_> {
                 Ok((self.ready(vec![layer])?, usize::from(known)))
             })?;
             let mut stack = Stack::empty();
-            stack.extend(layers);
+            stack.extend(layers, &name);
             stack.config.config.env = Some(vec![format!("PATH={PATH}")]);
             stack.config.config.cmd = Some(vec!["bash".to_owned()]);
             return Ok(stack);
@@ -223,7 +237,7 @@ impl Builder<'_> {
         })?;
         // What both are built on stays where it is, or it would hide what came on top of it.
         let new = layers.into_iter().filter(|layer| !stack.has(layer)).collect();
-        stack.extend(new);
+        stack.extend(new, &format!("require {}", word.text));
         let own = stack.config.config.env.get_or_insert_default();
         for (name, value) in env.iter().filter_map(|entry| entry.split_once('=')) {
             if !own.iter().any(|entry| entry.split('=').next() == Some(name)) {
@@ -251,7 +265,8 @@ impl Builder<'_> {
             };
             Ok((self.ready(vec![layer])?, usize::from(known)))
         })?;
-        stack.extend(added);
+        let names: Vec<&str> = words.iter().map(|word| word.text.as_str()).collect();
+        stack.extend(added, &format!("{key} {}", names.join(" ")));
         Ok(())
     }
 
@@ -301,8 +316,8 @@ impl Builder<'_> {
                 self.record.put(&key, &layers);
                 Ok((layers, 0))
             })?;
-            bench.extend(added.clone());
-            stack.extend(added);
+            bench.extend(added.clone(), &word.text);
+            stack.extend(added, &format!("build {}", word.text));
         }
         Ok(())
     }

@@ -10,6 +10,7 @@
 //! that came to, so that a new index with the same packages gives the same layer.
 
 mod apt;
+mod keystore;
 pub(super) mod strip;
 
 use super::description::{Word, closest};

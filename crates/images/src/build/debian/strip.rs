@@ -69,8 +69,8 @@ const FILES: [&str; 18] = [
 const ACCOUNTS: [&str; 6] =
     ["etc/passwd-", "etc/group-", "etc/shadow-", "etc/gshadow-", "etc/subuid-", "etc/subgid-"];
 
-/// Largest account file, in bytes.
-const MAX_SHADOW: u64 = 1 << 20;
+/// Larger files are not rewritten, in bytes.
+const MAX_REWRITTEN: u64 = 4 << 20;
 
 /// Removes what is not needed, and makes the rest the same whenever it was installed. `whole` tells a complete tree
 /// from the changes to one.
@@ -88,12 +88,28 @@ pub(in crate::build) fn strip(
         is_kept(name, member.content == Content::Directory, keep)
     });
     remove_empty(members, keep);
-    if let Some(shadow) = members.get_mut(&b"etc/shadow"[..])
-        && let Content::File(path) = &shadow.content
+    rewrite(members, "etc/shadow", |bytes| {
+        Some(without_dates(&String::from_utf8(bytes).ok()?, epoch).into_bytes())
+    })?;
+    rewrite(members, "etc/ssl/certs/java/cacerts", |bytes| super::keystore::dated(&bytes, epoch))
+}
+
+/// Replaces the content of a small file, unless `change` does not know it.
+fn rewrite(
+    members: &mut Members,
+    place: &str,
+    change: impl FnOnce(Vec<u8>) -> Option<Vec<u8>>,
+) -> std::io::Result<()> {
+    if let Some(member) = members.get_mut(place.as_bytes())
+        && let Content::File(path) = &member.content
     {
-        let mut text = String::new();
-        std::fs::File::open(path)?.take(MAX_SHADOW).read_to_string(&mut text)?;
-        shadow.content = Content::Bytes(without_dates(&text, epoch).into_bytes());
+        let mut bytes = Vec::new();
+        std::fs::File::open(path)?.take(MAX_REWRITTEN).read_to_end(&mut bytes)?;
+        if (bytes.len() as u64) < MAX_REWRITTEN
+            && let Some(changed) = change(bytes)
+        {
+            member.content = Content::Bytes(changed);
+        }
     }
     Ok(())
 }
