@@ -7,6 +7,7 @@ mod bench;
 mod demo;
 mod examples;
 mod fuzz;
+mod guest;
 mod lint;
 mod schema;
 mod setup;

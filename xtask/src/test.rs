@@ -2,7 +2,7 @@
 //! that nothing is left behind on the machine.
 
 use crate::shell::{self, cache_dir, command, cumulet, output, root, run_command};
-use crate::{examples, lint, setup};
+use crate::{examples, guest, lint, setup};
 use anyhow::{Context, bail};
 use std::process::Command;
 use std::time::Instant;
@@ -18,6 +18,7 @@ pub(crate) fn run(filter: &[String]) -> anyhow::Result<()> {
     timed("lint", lint::run)?;
     // One build of everything first: the end-to-end tests need the program, and one feature set serves all.
     timed("build", || shell::run("cargo", &["build", "--workspace", "--all-targets", "--quiet"]))?;
+    timed("guest", guest::build)?;
     let before = leftovers()?;
     timed("tests", || {
         let args = [

@@ -39,6 +39,9 @@ pub enum Command {
     /// Build, pull, push, load, save and list images.
     #[command(subcommand)]
     Image(Image),
+    /// List virtual machines, and attach to their consoles.
+    #[command(subcommand)]
+    Vm(Vm),
     /// Commands of the built-in client.
     #[command(flatten)]
     Client(Client),
@@ -195,6 +198,21 @@ pub enum Image {
     Prune,
     /// Prove that every blob and layer is what its digest says.
     Verify,
+}
+
+/// Commands on virtual machines.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Vm {
+    /// List the pods that are virtual machines.
+    Ls(Output),
+    /// Attach to the serial console of a pod's machine; Ctrl-] leaves.
+    Console {
+        /// The pod.
+        pod: String,
+        #[command(flatten)]
+        #[expect(missing_docs, reason = "described by its type")]
+        scope: Scope,
+    },
 }
 
 /// Which objects a client command works on.

@@ -11,6 +11,8 @@ mod image;
 pub mod state_dir;
 mod status;
 mod table;
+mod terminal;
+mod vm;
 
 pub use args::{Args, Command};
 pub use image::sandbox as build_sandbox;
@@ -38,6 +40,7 @@ pub fn run(state: &StateDir, command: Command) -> anyhow::Result<u8> {
         Command::Image(task) => image::run(state, task).map(|()| exit::OK),
         Command::Doctor(output) => doctor::run(state, output.format),
         Command::Status(output) => block_on(status::run(state, output.format)),
+        Command::Vm(task) => block_on(vm::run(state, task)).map(|()| exit::OK),
         Command::Client(task) => block_on(client::run(state, task)),
         Command::Up(_) | Command::Down(_) => anyhow::bail!("this command is run by the program itself"),
     }

@@ -11,6 +11,7 @@
 mod capabilities;
 pub mod cgroup;
 mod console;
+mod elsewhere;
 mod error;
 mod executor;
 mod launcher;
@@ -22,6 +23,7 @@ mod seccomp;
 pub mod spec;
 mod users;
 
+pub use elsewhere::guest_security;
 pub use error::Error;
 pub use runtime::{Bundle, Started, Stdio};
 pub use spec::{ContainerSpec, Mount, MountSource, Namespaces, Propagation, Resources, Security};

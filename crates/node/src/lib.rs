@@ -26,6 +26,7 @@ pub mod services;
 mod streams;
 pub mod supervisor;
 mod teardown;
+mod vm;
 mod volumes;
 
 pub use config::NodeConfig;

@@ -6,6 +6,7 @@ use crate::dirs::NodeDirs;
 use crate::images::Images;
 use crate::inputs::Inputs;
 use crate::runner::{Runner, Shared};
+use crate::vm::Hosts;
 use cumulet_cluster::events::EventRecorder;
 use cumulet_cluster::{Api, Cluster, Informer, ListOptions};
 use cumulet_images::{Client, ImageStore};
@@ -60,6 +61,8 @@ impl Node {
             network: deps.network,
             recorder: deps.recorder,
             inputs,
+            machines: Hosts::new(&config),
+            runtime_classes: Api::new(deps.cluster.clone()),
             dirs,
             config,
             shutdown: shutdown.clone(),

@@ -2,14 +2,13 @@
 
 use super::explain;
 use crate::exit;
+use crate::terminal::RawTerminal;
 use anyhow::{Context, bail};
 use futures_util::{Sink, SinkExt};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{AttachParams, AttachedProcess, TerminalSize};
 use kube::{Api, Client};
-use nix::sys::termios::{self, SetArg, Termios};
 use std::io::IsTerminal;
-use std::os::fd::AsFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -124,26 +123,4 @@ fn terminal_size() -> Option<TerminalSize> {
     // JUSTIFICATION: the standard library does not tell the size of a terminal.
     unsafe { window_size(libc::STDIN_FILENO, &raw mut size) }.ok()?;
     Some(TerminalSize { width: size.ws_col, height: size.ws_row })
-}
-
-/// The terminal in raw mode; as it was before when dropped.
-struct RawTerminal {
-    before: Termios,
-}
-
-impl RawTerminal {
-    fn enter() -> anyhow::Result<Self> {
-        let stdin = std::io::stdin();
-        let before = termios::tcgetattr(stdin.as_fd()).context("cannot read the terminal's mode")?;
-        let mut raw = before.clone();
-        termios::cfmakeraw(&mut raw);
-        termios::tcsetattr(stdin.as_fd(), SetArg::TCSANOW, &raw).context("cannot set the terminal's mode")?;
-        Ok(Self { before })
-    }
-}
-
-impl Drop for RawTerminal {
-    fn drop(&mut self) {
-        let _ = termios::tcsetattr(std::io::stdin().as_fd(), SetArg::TCSANOW, &self.before);
-    }
 }

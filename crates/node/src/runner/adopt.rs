@@ -5,13 +5,15 @@ use super::sandbox::{blocking, ended_of, moment};
 use crate::dirs::{PodDirs, remove_dir};
 use crate::supervisor::Supervisor;
 use crate::supervisor::client::finish;
-use crate::supervisor::files::State;
-use crate::supervisor::proto::{Event, Instance, InstanceState, PodNetwork, Request};
+use crate::supervisor::files::{self, State};
+use crate::supervisor::proto::{Event, Instance, InstanceState, PodNetwork, Request, SandboxSpec};
+use crate::vm::Kind;
 use cumulet_podlife::{Found, FoundContainer};
 use futures_util::future::join_all;
 use k8s_openapi::api::core::v1::Pod;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
@@ -24,6 +26,8 @@ pub(super) struct FoundPod {
     pub(super) events: Option<mpsc::Receiver<Event>>,
     pub(super) address: Option<Ipv4Addr>,
     pub(super) ips: Vec<String>,
+    /// What it runs in, when its supervisor lives.
+    pub(super) kind: Option<Kind>,
 }
 
 /// Looks at every pod's directory. Gives every pod of the API with what was found of it, and removes the rest.
@@ -70,6 +74,7 @@ async fn inspect(shared: &Shared, uid: &str) -> FoundPod {
                 events: Some(events),
                 address,
                 ips,
+                kind: kind_of(&dir),
             };
         }
     }
@@ -78,6 +83,17 @@ async fn inspect(shared: &Shared, uid: &str) -> FoundPod {
     // Of a dead supervisor's containers only those that had ended are known; the others died with it.
     let containers = containers_of(state.containers).into_iter().filter(|c| c.state.is_err()).collect();
     FoundPod { found: Found::Dead { containers }, address, ..FoundPod::default() }
+}
+
+/// What the pod of a directory was made as.
+fn kind_of(dir: &Path) -> Option<Kind> {
+    let bytes = std::fs::read(dir.join(files::SANDBOX)).ok()?;
+    let sandbox: SandboxSpec = serde_json::from_slice(&bytes).ok()?;
+    Some(match sandbox.vm {
+        // What was booted keeps its overhead.
+        Some(_) => Kind::Machine { overhead: BTreeMap::new() },
+        None => Kind::Container,
+    })
 }
 
 fn address_of(network: &PodNetwork) -> Option<Ipv4Addr> {

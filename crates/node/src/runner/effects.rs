@@ -75,9 +75,13 @@ async fn prepare_volumes(context: Arc<PodContext>) {
     let pod = context.pod();
     let objects = context.shared.inputs.collect(&pod).await;
     let (files, facts) = (context.clone(), context.facts());
+    let machine = match context.kind().await {
+        Ok(kind) => kind.is_machine(),
+        Err(error) => return context.report(Event::VolumesFailed { message: error.to_string() }),
+    };
     let prepared = blocking(move || {
         files.dirs.create().map_err(|e| format!("cannot make the pod's directories: {e}"))?;
-        volumes::prepare(&pod, &files.dirs, &facts, &objects)
+        volumes::prepare(&pod, &files.dirs, &facts, &objects, machine)
     });
     match prepared.await {
         Ok(prepared) => {

@@ -23,6 +23,8 @@ pub(super) async fn ensure(context: Arc<PodContext>, name: String) {
             let mut live = context.live();
             live.missing.remove(&name);
             live.images.insert(name.clone(), image);
+            drop(live);
+            context.news.notify_waiters();
             Event::ImageResolved { container: name, image_id, pulled }
         }
         Err(error) => {

@@ -13,6 +13,7 @@
 mod adopt;
 mod effects;
 mod image;
+mod machine;
 mod sandbox;
 mod start;
 mod status;
@@ -23,6 +24,7 @@ use crate::config::NodeConfig;
 use crate::dirs::NodeDirs;
 use crate::images::Images;
 use crate::inputs::{Inputs, References};
+use crate::vm::Hosts;
 use adopt::FoundPod;
 use cumulet_cluster::events::EventRecorder;
 use cumulet_cluster::informer::{Change, key};
@@ -30,6 +32,7 @@ use cumulet_cluster::{Api, Informer};
 use cumulet_net::Network;
 use cumulet_podlife::Event;
 use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::node::v1::RuntimeClass;
 pub(crate) use status::PodStatusUpdates;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -47,6 +50,9 @@ pub(crate) struct Shared {
     pub(crate) recorder: EventRecorder,
     pub(crate) inputs: Inputs,
     pub(crate) dirs: NodeDirs,
+    /// What virtual machines are made with.
+    pub(crate) machines: Hosts,
+    pub(crate) runtime_classes: Api<RuntimeClass>,
     pub(crate) shutdown: CancellationToken,
 }
 

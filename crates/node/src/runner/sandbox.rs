@@ -1,10 +1,12 @@
 //! A pod's sandbox: supervisor, address, network; made, lost, destroyed.
 
+use super::machine::Parts;
 use super::task::PodContext;
 use crate::supervisor::client::{GONE, finish};
 use crate::supervisor::files::State;
 use crate::supervisor::proto::{self, Instance, InstanceState, PodNetwork, Request, SandboxSpec};
 use crate::supervisor::{Supervisor, SupervisorError};
+use crate::vm::{Kind, KindError};
 use crate::volumes::{self, etc};
 use cumulet_net::Netns;
 use cumulet_podlife::{Ended, Event};
@@ -14,29 +16,17 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
-/// The kinds of sandbox that a pod can ask for.
-enum Kind {
-    Container,
-    /// A runtime class that this version cannot run.
-    Unsupported(String),
-}
-
-fn kind(pod: &Pod) -> Kind {
-    match pod.spec.as_ref().and_then(|s| s.runtime_class_name.as_deref()) {
-        None | Some("") => Kind::Container,
-        Some(other) => Kind::Unsupported(other.to_owned()),
-    }
-}
-
 /// Makes the sandbox and reports what came of it.
 pub(super) async fn create(context: Arc<PodContext>) {
     let pod = context.pod();
-    if let Kind::Unsupported(class) = kind(&pod) {
-        let message =
-            format!("RuntimeClass \"{class}\" cannot be run by this version: it has container pods only");
-        return context.report(Event::SandboxFailed { message, permanent: true });
-    }
-    match make(&context, &pod).await {
+    let kind = match context.kind().await {
+        Ok(kind) => kind,
+        Err(error) => {
+            let permanent = matches!(error, KindError::Never(_));
+            return context.report(Event::SandboxFailed { message: error.to_string(), permanent });
+        }
+    };
+    match make(&context, &pod, kind).await {
         Ok(ips) => context.report(Event::SandboxReady { ips }),
         Err(message) => {
             remove(&context).await;
@@ -45,8 +35,15 @@ pub(super) async fn create(context: Arc<PodContext>) {
     }
 }
 
-async fn make(context: &Arc<PodContext>, pod: &Arc<Pod>) -> Result<Vec<String>, String> {
+async fn make(context: &Arc<PodContext>, pod: &Arc<Pod>, kind: &Kind) -> Result<Vec<String>, String> {
     let shared = &context.shared;
+    let machine = match kind {
+        Kind::Container => None,
+        Kind::Machine { overhead } => {
+            let parts = Box::pin(Parts::collect(context, pod));
+            Some((context.unless_deleted(parts).await?, overhead))
+        }
+    };
     let host_network = pod.spec.as_ref().and_then(|s| s.host_network) == Some(true);
     let address = match host_network {
         true => None,
@@ -62,13 +59,17 @@ async fn make(context: &Arc<PodContext>, pod: &Arc<Pod>) -> Result<Vec<String>, 
         live.ips.clone_from(&ips);
     }
     let hostname = etc::Hostname::of(pod, &shared.config)?;
-    let spec = sandbox_spec(context, pod, hostname.name.clone());
+    let mut spec = sandbox_spec(context, pod, hostname.name.clone());
+    if let (Some((parts, overhead)), Some(address)) = (machine, address) {
+        spec.vm = Some(Box::new(parts.spec(context, pod, address, overhead)));
+    }
+    let in_machine = spec.vm.is_some();
     let (files, of, ip) = (context.clone(), pod.clone(), ips.first().cloned());
     blocking(move || {
         files.dirs.create().map_err(|e| format!("cannot make the pod's directories: {e}"))?;
         etc::write(&files.dirs.etc(), &of, &hostname, ip.as_deref(), &files.shared.config)
             .map_err(|e| format!("cannot write the pod's /etc files: {e}"))?;
-        volumes::mount_memory(&of, &files.dirs)
+        if in_machine { Ok(()) } else { volumes::mount_memory(&of, &files.dirs) }
     })
     .await?;
     let supervisor =
@@ -76,7 +77,7 @@ async fn make(context: &Arc<PodContext>, pod: &Arc<Pod>) -> Result<Vec<String>, 
     let supervisor = Arc::new(supervisor);
     context.live().supervisor = Some(supervisor.clone());
     if let Some(address) = address {
-        connect(context, &supervisor, address).await?;
+        connect(context, &supervisor, address, in_machine).await?;
     }
     let events = supervisor.events();
     pump(context, supervisor, events);
@@ -100,6 +101,7 @@ fn sandbox_spec(context: &PodContext, pod: &Pod, hostname: String) -> SandboxSpe
         log_dir: context.dirs.logs.display().to_string(),
         log_max_bytes: config.log_max_bytes,
         log_max_files: config.log_max_files,
+        vm: None,
     }
 }
 
@@ -108,17 +110,29 @@ async fn connect(
     context: &Arc<PodContext>,
     supervisor: &Supervisor,
     address: Ipv4Addr,
+    in_machine: bool,
 ) -> Result<(), String> {
     let network = context.shared.network.clone();
     let pid = u32::try_from(supervisor.pid()).map_err(|e| e.to_string())?;
-    let side = blocking(move || network.attach(Netns::Pid(pid), address).map_err(|e| e.to_string())).await?;
+    let attached = blocking(move || {
+        match in_machine {
+            true => network.attach_tap(address).map(|tap| (network.pod_side(address), Some(tap))),
+            false => network.attach(Netns::Pid(pid), address).map(|side| (side, None)),
+        }
+        .map_err(|e| e.to_string())
+    });
+    let (side, tap) = attached.await?;
     let configure = PodNetwork {
         interface: side.interface,
         address: side.address.to_string(),
         gateway: side.gateway.to_string(),
         mtu: side.mtu,
+        tap,
     };
-    supervisor.request(Request::ConfigureNetwork(configure)).await.map_err(|e| e.message)
+    let configured =
+        async { supervisor.request(Request::ConfigureNetwork(configure)).await.map_err(|e| e.message) };
+    // A machine takes seconds to boot; what was made of it is removed by the caller.
+    if in_machine { context.unless_deleted(configured).await } else { configured.await }
 }
 
 /// Turns what the supervisor tells into events for the pod's task, until the supervisor is gone.

@@ -3,8 +3,9 @@
 use super::task::{PodContext, container};
 use crate::convert::{Parts, container_spec};
 use crate::supervisor::client::GONE;
-use crate::supervisor::proto::{ContainerStart, Request};
-use crate::{env, volumes};
+use crate::supervisor::proto::{ContainerStart, GuestParts, Request};
+use crate::{env, vm, volumes};
+use cumulet_guest_proto::spec::disk_serial;
 use cumulet_podlife::Event;
 use std::sync::Arc;
 
@@ -57,14 +58,23 @@ async fn order(context: &Arc<PodContext>, name: &str, attempt: u32) -> Result<Co
     };
     let objects = context.shared.inputs.collect(&pod).await;
     let facts = context.facts();
+    let machine = context.kind().await.map_err(|e| config_error(e.to_string()))?.is_machine();
     let prepared = match prepared {
         Some(prepared) => prepared,
-        None => volumes::prepare(&pod, &context.dirs, &facts, &objects).map_err(config_error)?,
+        None => volumes::prepare(&pod, &context.dirs, &facts, &objects, machine).map_err(config_error)?,
     };
     let environment = env::build(&pod, container, &image.env, &facts, &objects)
         .map_err(|error| config_error(error.to_string()))?;
-    let mounts =
-        volumes::mounts(&pod, container, &prepared, &context.dirs, &environment).map_err(config_error)?;
+    let guest = machine.then(|| GuestParts {
+        images: vec![disk_serial(&image.id)],
+        mounts: vm::mounts(container, &environment),
+    });
+    let mounts = match machine {
+        true => Vec::new(),
+        false => {
+            volumes::mounts(&pod, container, &prepared, &context.dirs, &environment).map_err(config_error)?
+        }
+    };
     let spec = container_spec(Parts {
         pod: &pod,
         container,
@@ -89,5 +99,6 @@ async fn order(context: &Arc<PodContext>, name: &str, attempt: u32) -> Result<Co
         termination_message_from_logs: container.termination_message_policy.as_deref()
             == Some("FallbackToLogsOnError"),
         spec,
+        guest,
     })
 }

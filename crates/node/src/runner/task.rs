@@ -10,6 +10,8 @@ use crate::dirs::PodDirs;
 use crate::env::PodFacts;
 use crate::images::ResolvedImage;
 use crate::supervisor::Supervisor;
+use crate::supervisor::proto::Request;
+use crate::vm::{Kind, KindError};
 use crate::volumes::{self, Prepared};
 use arc_swap::ArcSwap;
 use cumulet_podlife::{Effect, Event, PodDigest, PodLife};
@@ -20,7 +22,8 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, OnceCell, mpsc, watch};
+use tokio_util::sync::CancellationToken;
 
 /// What the effects of one pod share.
 pub(crate) struct PodContext {
@@ -32,6 +35,11 @@ pub(crate) struct PodContext {
     events: mpsc::UnboundedSender<Event>,
     pod: ArcSwap<Pod>,
     live: Mutex<Live>,
+    kind: OnceCell<Kind>,
+    /// Told when an image has come.
+    pub(crate) news: Notify,
+    /// Cancelled when the pod is being deleted, or gone from the API.
+    going: CancellationToken,
 }
 
 /// What changes while the pod lives. Locked only for reading and setting.
@@ -71,7 +79,28 @@ impl PodContext {
             events,
             pod: ArcSwap::new(pod),
             live: Mutex::new(live),
+            kind: OnceCell::new_with(found.kind.clone()),
+            news: Notify::new(),
+            going: CancellationToken::new(),
         })
+    }
+
+    /// What the pod runs in: as it was found, or as its RuntimeClass said when it was first asked for.
+    pub(crate) async fn kind(&self) -> Result<&Kind, KindError> {
+        self.kind
+            .get_or_try_init(|| async { Kind::of(&self.pod(), &self.shared.runtime_classes).await })
+            .await
+    }
+
+    /// Does something that takes long and can be given up, unless the pod is being deleted.
+    pub(crate) async fn unless_deleted<T>(
+        &self,
+        work: impl Future<Output = Result<T, String>>,
+    ) -> Result<T, String> {
+        tokio::select! {
+            result = work => result,
+            () = self.going.cancelled() => Err("the pod is being deleted".to_owned()),
+        }
     }
 
     /// The object, as last seen.
@@ -119,6 +148,12 @@ impl PodContext {
             let refreshed = sandbox::blocking(move || volumes::refresh(&pod, &files.dirs, &facts, &objects));
             if let Err(error) = refreshed.await {
                 tracing::warn!(uid = context.uid, error, "a volume keeps its old content");
+            }
+            let machine = context.kind().await.is_ok_and(Kind::is_machine);
+            if let Some(supervisor) = context.supervisor().filter(|_| machine)
+                && let Err(error) = supervisor.request(Request::VolumesChanged).await
+            {
+                tracing::warn!(uid = context.uid, %error, "a machine keeps the old content of a volume");
             }
         });
     }
@@ -183,10 +218,16 @@ fn observed(context: &PodContext, object: Option<Arc<Pod>>) -> Event {
     match object {
         Some(pod) => {
             let digest = PodDigest::of(&pod);
+            if pod.metadata.deletion_timestamp.is_some() {
+                context.going.cancel();
+            }
             context.pod.store(pod);
             Event::SpecObserved(Box::new(digest))
         }
-        None => Event::Removed,
+        None => {
+            context.going.cancel();
+            Event::Removed
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! What the supervisor supervises: the one place that tells the kinds of sandbox apart.
 
 use super::exec;
+use super::guest::{self, Machine};
 use super::pod::Pod;
 use super::proto::{Event, Reply, Request};
 use super::record::Record;
@@ -20,11 +21,25 @@ pub(super) struct Backend {
 enum Kind {
     /// Containers in the supervisor's namespaces.
     Containers(Rc<Pod>),
+    /// Containers in a virtual machine.
+    Machine(Rc<Machine>),
 }
 
 impl Backend {
     pub(super) fn containers(record: Rc<Record>, pod: Rc<Pod>) -> Self {
         Self { record, kind: Kind::Containers(pod) }
+    }
+
+    pub(super) fn machine(record: Rc<Record>, machine: Rc<Machine>) -> Self {
+        Self { record, kind: Kind::Machine(machine) }
+    }
+
+    /// Waits until the sandbox has ended by itself. Containers do not end their sandbox.
+    pub(super) async fn over(&self) {
+        match &self.kind {
+            Kind::Containers(_) => std::future::pending().await,
+            Kind::Machine(machine) => machine.over().await,
+        }
     }
 
     /// Events for a control connection, beginning with everything known.
@@ -40,7 +55,19 @@ impl Backend {
                 Request::Start(order) => pod.start(*order),
                 Request::Signal { container, attempt, signal } => pod.signal(&container, attempt, signal),
                 Request::ReopenLogs => pod.reopen_logs(),
+                // They see the very files.
+                Request::VolumesChanged => Reply::Ok,
                 Request::Shutdown => pod.shutdown().await,
+            },
+            Kind::Machine(machine) => match request {
+                Request::ConfigureNetwork(network) => machine.configure_network(network).await,
+                Request::Start(order) => machine.start(*order).await,
+                Request::Signal { container, attempt, signal } => {
+                    machine.signal(&container, attempt, signal).await
+                }
+                Request::ReopenLogs => machine.reopen_logs(),
+                Request::VolumesChanged => machine.volumes_changed().await,
+                Request::Shutdown => machine.shutdown().await,
             },
         }
     }
@@ -49,6 +76,7 @@ impl Backend {
     pub(super) async fn exec(&self, container: &str, command: &Command) -> Result<Session, Reply> {
         match &self.kind {
             Kind::Containers(pod) => exec::open_exec(pod, container, command),
+            Kind::Machine(machine) => guest::session::open_exec(machine, container, command).await,
         }
     }
 
@@ -56,6 +84,7 @@ impl Backend {
     pub(super) fn attach(&self, container: &str, stdin: bool) -> Result<Session, Reply> {
         match &self.kind {
             Kind::Containers(pod) => exec::open_attach(pod, container, stdin),
+            Kind::Machine(machine) => guest::session::open_attach(machine, container, stdin),
         }
     }
 }

@@ -182,7 +182,9 @@ pub fn clean_up(dir: &Path, cgroup: &str) -> Result<(), SupervisorError> {
     }
     cumulet_container::cgroup::kill_and_remove(cgroup)
         .map_err(|e| SupervisorError::failed("cannot clean up", e))?;
-    for name in [files::SOCKET, files::PID, files::RUNS, files::RUNTIME, files::SHM, files::HIERARCHIES] {
+    let left =
+        [files::SOCKET, files::PID, files::RUNS, files::RUNTIME, files::SHM, files::HIERARCHIES, files::MACHINE];
+    for name in left {
         let path = dir.join(name);
         let removed =
             if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };

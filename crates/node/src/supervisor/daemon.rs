@@ -5,6 +5,7 @@
 //! and forks are per thread.
 
 use super::backend::Backend;
+use super::guest::Machine;
 use super::pod::Pod;
 use super::proto::SandboxSpec;
 use super::reaper::Reaper;
@@ -49,20 +50,31 @@ fn supervise(dir: &Path) -> Result<(), Failure> {
     detach()?;
     let dir = fs::canonicalize(dir)?;
     let _lock = lock(&dir)?;
-    let sandbox: SandboxSpec = serde_json::from_slice(&fs::read(dir.join(files::SANDBOX))?)
+    let mut sandbox: SandboxSpec = serde_json::from_slice(&fs::read(dir.join(files::SANDBOX))?)
         .map_err(|e| format!("{}: {e}", files::SANDBOX))?;
-    enter_namespaces(&sandbox)?;
-    cumulet_container::cgroup::conceal(&dir.join(files::HIERARCHIES))?;
+    // A virtual machine needs neither namespaces of its own nor libcontainer.
+    let shm = match &sandbox.vm {
+        Some(_) => None,
+        None => {
+            enter_namespaces(&sandbox)?;
+            cumulet_container::cgroup::conceal(&dir.join(files::HIERARCHIES))?;
+            Some(mount_shm(&dir, &sandbox)?)
+        }
+    };
     enter_cgroup(&sandbox)?;
-    let shm = mount_shm(&dir, &sandbox)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let local = tokio::task::LocalSet::new();
     let served = local.block_on(&runtime, async {
         let listener = sockets::bind(&dir.join(files::SOCKET))?;
+        let vm = sandbox.vm.take();
         let record = Record::new(dir.clone(), sandbox);
-        let pod = Pod::new(record.clone(), shm, Reaper::start()?);
+        let backend = match (vm, shm) {
+            (Some(vm), _) => Backend::machine(record.clone(), Machine::new(record, *vm)),
+            (None, Some(shm)) => Backend::containers(record.clone(), Pod::new(record, shm, Reaper::start()?)),
+            (None, None) => return Err(io::Error::other("the pod has no shared memory")),
+        };
         say_ready()?;
-        server::serve(listener, Backend::containers(record, pod)).await
+        server::serve(listener, backend).await
     });
     let _ = fs::remove_file(dir.join(files::SOCKET));
     let _ = fs::remove_file(dir.join(files::PID));

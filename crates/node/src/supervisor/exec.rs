@@ -10,7 +10,7 @@ use super::output::{CHUNK, CLIENT_QUEUE, exit_frame};
 use super::pod::{Pod, drain};
 use super::proto::{FrameKind, Reply};
 use super::reaper::{ExitStatus, Reaper};
-use super::session::{Command, Input, Session, not_running};
+use super::session::{Command, Input, Process, Session, not_running};
 use bytes::Bytes;
 use cumulet_container::{Started, Stdio};
 use nix::sys::signal::{Signal, killpg};
@@ -23,12 +23,12 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 /// A command that may still run.
-pub(super) struct Process {
+pub(super) struct LocalProcess {
     pid: i32,
     reaper: Reaper,
 }
 
-impl Process {
+impl LocalProcess {
     /// Kills the command and all that it started and that did not leave its process group.
     pub(super) fn kill(&self) {
         if self.reaper.is_alive(self.pid) {
@@ -91,7 +91,7 @@ pub(super) fn open_exec(pod: &Pod, container: &str, order: &Command) -> Result<S
     let started = live.bundle.exec(&live.spec, &order.command, &tag, stdio);
     let Started { pid, terminal } = started.map_err(|error| refuse(error.reason(), error))?;
     let exit = pod.reaper.expect(pid);
-    let process = Process { pid, reaper: pod.reaper.clone() };
+    let process = Process::Local(LocalProcess { pid, reaper: pod.reaper.clone() });
 
     let stream = |fd| Stream::new(fd).map(Rc::new).map_err(failed);
     let terminal = terminal.map(stream).transpose()?;
@@ -102,7 +102,7 @@ pub(super) fn open_exec(pod: &Pod, container: &str, order: &Command) -> Result<S
         pumps.push(pump(stream(fd)?, kind, sender.clone()));
     }
     pumps.extend(terminal.clone().map(|from| pump(from, FrameKind::Stdout, sender.clone())));
-    let limit = Process { pid, reaper: pod.reaper.clone() };
+    let limit = LocalProcess { pid, reaper: pod.reaper.clone() };
     // Ends with the command.
     tokio::task::spawn_local(finish(exit, order.timeout_ms, limit, pumps, sender));
     let input = Input::Local(LocalInput { stdin, terminal, once: None });
@@ -124,7 +124,7 @@ fn pump(from: Rc<Stream>, kind: FrameKind, to: mpsc::Sender<Frame>) -> JoinHandl
 async fn finish(
     mut exit: oneshot::Receiver<ExitStatus>,
     timeout_ms: u64,
-    process: Process,
+    process: LocalProcess,
     pumps: Vec<JoinHandle<()>>,
     to: mpsc::Sender<Frame>,
 ) {

@@ -18,6 +18,12 @@ pub const SOCKET: &str = "supervisor.sock";
 pub const LOG: &str = "supervisor.log";
 /// What happened to the containers.
 pub const STATE: &str = "state.json";
+/// What a virtual machine wrote to its console; the part before it has `.1` behind its name.
+pub const CONSOLE_LOG: &str = "console.log";
+/// Directory of what a running virtual machine needs; also the name of its cgroup below the pod's.
+pub const MACHINE: &str = "vm";
+/// Socket of the console, in [`MACHINE`].
+pub const CONSOLE_SOCKET: &str = "console.sock";
 /// Directory of the containers' bundles.
 pub(crate) const RUNS: &str = "c";
 /// Directory of libcontainer's state.

@@ -2,13 +2,15 @@
 //! exit codes, and outlives the main process.
 //!
 //! ```text
-//!   node (client) ──proto over DIR/supervisor.sock──► server ──► backend ──► pod ──► cumulet_container
-//!                                                        sessions    stdio ──► record, log files
+//!   node (client) ──proto over DIR/supervisor.sock──► server ──► backend ─┬► pod ──► cumulet_container
+//!                                                        sessions         └► guest ──► cumulet_vmm, agent
+//!                                                                  stdio ──► record, log files
 //! ```
 //!
 //! Files in the pod's directory: `sandbox.json` (what the pod is), `supervisor.pid` (locked while it runs),
 //! `supervisor.sock`, `supervisor.log`, `state.json` (every container's newest instance, replaced atomically before
-//! anybody is told), `c/<container>-<attempt>/` (bundle of one run) and `run/` (libcontainer's state).
+//! anybody is told), `c/<container>-<attempt>/` (bundle of one run) and `run/` (libcontainer's state); for a virtual
+//! machine `console.log` and `vm/` (its console's socket).
 //!
 //! Signals: TERM, INT and HUP are ignored, so that a service manager which stops the main process does not stop pods;
 //! only `Request::Shutdown` ends a supervisor in order. When it is killed, every container dies with it (the
@@ -21,6 +23,7 @@ mod daemon;
 mod exec;
 pub mod files;
 mod frame;
+mod guest;
 mod io;
 mod live;
 mod log;

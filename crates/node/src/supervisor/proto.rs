@@ -17,6 +17,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 /// Version of this protocol. A supervisor serves clients of its own version and older ones.
 pub const VERSION: u32 = 1;
@@ -56,7 +57,8 @@ pub struct Hello {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Request {
-    /// Configures the pod's side of the network, inside the pod's namespaces.
+    /// Configures the pod's side of the network, inside the pod's namespaces. A virtual machine is booted, and the reply
+    /// comes when its agent has answered.
     ConfigureNetwork(PodNetwork),
     /// Starts instance `attempt` of a container.
     Start(Box<ContainerStart>),
@@ -71,6 +73,8 @@ pub enum Request {
     },
     /// Changes the log limits or reopens; reserved for rotation on demand.
     ReopenLogs,
+    /// Files below the pod's directory (`etc`, volumes of files) have changed: a virtual machine has to be told.
+    VolumesChanged,
     /// Kills what still runs, unmounts, removes cgroups, and ends the supervisor after the reply.
     Shutdown,
 }
@@ -186,7 +190,7 @@ pub struct Ended {
     pub exit_code: i32,
     /// The signal that killed it, or 0.
     pub signal: i32,
-    /// `Completed`, `Error`, `OOMKilled`, `StartError`, `ContainerStatusUnknown`.
+    /// `Completed`, `Error`, `OOMKilled`, `StartError`, `MachineFailed`, `ContainerStatusUnknown`.
     pub reason: String,
     /// Termination message, at most 4096 bytes.
     pub message: String,
@@ -207,6 +211,9 @@ pub struct PodNetwork {
     pub gateway: String,
     /// Maximum transmission unit; the kernel's default when 0.
     pub mtu: u32,
+    /// The tap device that is the host's end of a virtual machine's network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tap: Option<String>,
 }
 
 /// Everything that a supervisor needs from the beginning; `sandbox.json` in the pod's directory.
@@ -234,6 +241,73 @@ pub struct SandboxSpec {
     pub log_max_bytes: u64,
     /// Keep this many files per container instance, the current one included.
     pub log_max_files: u32,
+    /// The virtual machine that the pod is to be; containers in the supervisor's namespaces when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vm: Option<Box<VmSpec>>,
+}
+
+/// A pod as a virtual machine.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct VmSpec {
+    /// The virtual machine monitor.
+    pub qemu: cumulet_vmm::Qemu,
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// The guest's memory in bytes, a multiple of 2 MiB.
+    pub memory_bytes: u64,
+    /// Use the processor's virtualization; software emulation otherwise.
+    pub kvm: bool,
+    /// Uid and gid of the virtual machine monitor on the host.
+    pub user: (u32, u32),
+    /// The guest's kernel.
+    pub kernel: PathBuf,
+    /// Its initramfs, with the agent.
+    pub initramfs: PathBuf,
+    /// The images of all containers, as disks.
+    pub images: Vec<VmImage>,
+    /// The guest's hardware address.
+    pub mac: [u8; 6],
+    /// Directory of the files that every container sees in `/etc`.
+    pub etc: PathBuf,
+    /// Volumes by name.
+    pub volumes: BTreeMap<String, VmVolume>,
+    /// All containers share one pid namespace.
+    #[serde(default)]
+    pub share_process_namespace: bool,
+    /// Limits of the whole pod on the host.
+    #[serde(default)]
+    pub limits: cumulet_container::Resources,
+}
+
+/// An image as a disk.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct VmImage {
+    /// What the guest finds it by.
+    pub serial: String,
+    /// File with an erofs file system.
+    pub path: PathBuf,
+}
+
+/// A volume of a virtual machine.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VmVolume {
+    /// Files that the node keeps up to date below a directory of the host, and that the guest gets copies of.
+    Files {
+        /// The directory, written atomically through its link `..data`.
+        dir: PathBuf,
+        /// Group that owns them.
+        gid: Option<u32>,
+    },
+    /// A directory inside the guest.
+    EmptyDir {
+        /// Limit in bytes.
+        size_bytes: Option<u64>,
+        /// In memory.
+        memory: bool,
+        /// Group that owns it.
+        gid: Option<u32>,
+    },
 }
 
 /// Start order for one container. Everything is resolved: no ConfigMap or image name is left in it.
@@ -253,6 +327,18 @@ pub struct ContainerStart {
     pub termination_message_path: String,
     /// Use the tail of the log as message when the file is empty and the exit code is not 0.
     pub termination_message_from_logs: bool,
-    /// The container itself.
+    /// The container itself. In a virtual machine, layers, mounts, namespaces and cgroup mean nothing.
     pub spec: cumulet_container::ContainerSpec,
+    /// What only a virtual machine needs to know; always there for one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest: Option<GuestParts>,
+}
+
+/// What a container in a virtual machine is made of, in the guest's terms.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct GuestParts {
+    /// Serials of the disks that are its root file system, lowest first.
+    pub images: Vec<String>,
+    /// Mounts of the pod's volumes, in order.
+    pub mounts: Vec<cumulet_guest_proto::spec::Mount>,
 }

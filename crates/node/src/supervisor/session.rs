@@ -4,8 +4,9 @@
 //! away takes its command with it, while an attached container just goes on.
 
 use super::backend::{Backend, refuse};
-use super::exec::{LocalInput, Process};
+use super::exec::{LocalInput, LocalProcess};
 use super::frame::{self, Frame};
+use super::guest::session::{GuestInput, GuestProcess};
 use super::proto::{FrameKind, Reply, SessionRequest, ToClient};
 use bytes::Bytes;
 use std::io;
@@ -66,6 +67,25 @@ pub(super) struct Session {
 pub(super) enum Input {
     /// To descriptors of this process.
     Local(LocalInput),
+    /// To a virtual machine.
+    Guest(GuestInput),
+}
+
+/// A command that may still run.
+pub(super) enum Process {
+    /// A child of this process.
+    Local(LocalProcess),
+    /// In a virtual machine.
+    Guest(GuestProcess),
+}
+
+impl Process {
+    fn kill(&self) {
+        match self {
+            Self::Local(process) => process.kill(),
+            Self::Guest(process) => process.kill(),
+        }
+    }
 }
 
 impl Input {
@@ -73,6 +93,7 @@ impl Input {
     async fn write(&mut self, bytes: Bytes) {
         match self {
             Self::Local(input) => input.write(&bytes).await,
+            Self::Guest(input) => input.write(&bytes).await,
         }
     }
 
@@ -80,12 +101,17 @@ impl Input {
     fn end(&mut self) {
         match self {
             Self::Local(input) => input.end(),
+            Self::Guest(input) => input.end(),
         }
     }
 
     fn resize(&self, columns: u16, rows: u16) -> io::Result<()> {
         match self {
             Self::Local(input) => input.resize(columns, rows),
+            Self::Guest(input) => {
+                input.resize(columns, rows);
+                Ok(())
+            }
         }
     }
 }

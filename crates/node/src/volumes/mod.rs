@@ -32,7 +32,7 @@ pub(crate) struct Prepared {
     paths: HashMap<String, PathBuf>,
 }
 
-/// Prepares all volumes of the pod.
+/// Prepares all volumes of the pod, which is a virtual machine or not.
 ///
 /// # Errors
 /// A message in the kubelet's words, for the event `FailedMount`.
@@ -41,16 +41,35 @@ pub(crate) fn prepare(
     dirs: &PodDirs,
     facts: &PodFacts,
     objects: &dyn Objects,
+    machine: bool,
 ) -> Result<Prepared, String> {
     let spec = pod.spec.as_ref();
     let group = spec.and_then(|s| s.security_context.as_ref()).and_then(|s| s.fs_group).map(id);
     let mut prepared = Prepared::default();
     for volume in spec.and_then(|s| s.volumes.as_ref()).into_iter().flatten() {
-        let path = prepare_one(volume, pod, dirs, facts, objects, group)
+        let path = match machine {
+            true => in_machine(volume, dirs),
+            false => Ok(None),
+        };
+        let path = path
+            .and_then(|path| match path {
+                Some(path) => Ok(path),
+                None => prepare_one(volume, pod, dirs, facts, objects, group),
+            })
             .map_err(|e| format!("MountVolume.SetUp failed for volume \"{}\" : {e}", volume.name))?;
         prepared.paths.insert(volume.name.clone(), path);
     }
     Ok(prepared)
+}
+
+/// Volumes that a virtual machine has inside itself need nothing here; directories of the host cannot be had in one.
+fn in_machine(volume: &Volume, dirs: &PodDirs) -> Result<Option<PathBuf>, String> {
+    if volume.host_path.is_some() {
+        return Err("a virtual machine of this version has no directories of the host; it has emptyDir, configMap, \
+                    secret, downwardAPI and projected"
+            .to_owned());
+    }
+    Ok(volume.empty_dir.is_some().then(|| dirs.volumes().join(&volume.name)))
 }
 
 fn prepare_one(
@@ -255,8 +274,8 @@ mod tests {
             "containers": [{"name": "a", "volumeMounts": [
                 {"name": "e", "mountPath": "/data/sub", "subPath": "x/y"}, {"name": "d", "mountPath": "/info"}]}]}));
         let objects = ObjectSet::default();
-        let prepared = prepare(&pod, &dirs, &PodFacts::default(), &objects).unwrap();
-        let again = prepare(&pod, &dirs, &PodFacts::default(), &objects).unwrap();
+        let prepared = prepare(&pod, &dirs, &PodFacts::default(), &objects, false).unwrap();
+        let again = prepare(&pod, &dirs, &PodFacts::default(), &objects, false).unwrap();
         assert_eq!(prepared.paths, again.paths);
         let empty = fs::metadata(dirs.volumes().join("e")).unwrap();
         assert_eq!((empty.permissions().mode() & 0o7777, empty.gid()), (0o2777, 7));
@@ -285,7 +304,7 @@ mod tests {
             ),
         ] {
             let pod = pod(json!({"containers": [], "volumes": [volume]}));
-            let error = prepare(&pod, &dirs, &PodFacts::default(), &ObjectSet::default()).unwrap_err();
+            let error = prepare(&pod, &dirs, &PodFacts::default(), &ObjectSet::default(), false).unwrap_err();
             assert!(error.starts_with("MountVolume.SetUp failed for volume \"v\" : "), "{error}");
             assert!(error.contains(text), "{error}");
         }

@@ -417,6 +417,7 @@ async fn network() {
         address: "10.86.0.7/32".into(),
         gateway: "10.86.0.1".into(),
         mtu: 1400,
+        tap: None,
     };
     let configure = || Request::ConfigureNetwork(asked.clone());
     assert_eq!(pod.supervisor.request(configure()).await.unwrap_err().reason, "NetworkError");

@@ -79,6 +79,7 @@ impl Pod {
             log_dir: path.join("logs").display().to_string(),
             log_max_bytes: 10 << 20,
             log_max_files: 5,
+            vm: None,
         };
         change(&mut sandbox);
         let exe = std::env::current_exe().unwrap();
@@ -118,6 +119,7 @@ impl Pod {
                 cgroup: format!("{}/{name}", self.sandbox.cgroup),
                 namespaces: Namespaces::default(),
             },
+            guest: None,
         }
     }
 

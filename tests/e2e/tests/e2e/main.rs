@@ -11,6 +11,7 @@ mod old_kubectl;
 mod pods;
 mod registry;
 mod selectors;
+mod vm;
 mod volumes;
 
 use cumulet_e2e::{Cloud, wait_for};

@@ -1,0 +1,222 @@
+//! From a pod's [`VmSpec`] to a running machine, and to what its agent is told first.
+
+use super::files::Files;
+use crate::supervisor::files::{CONSOLE_LOG, CONSOLE_SOCKET, MACHINE};
+use crate::supervisor::proto::{PodNetwork, SandboxSpec, VmSpec};
+use crate::supervisor::record::{Record, now_us};
+use cumulet_container::cgroup::Cgroup;
+use cumulet_guest_proto::spec::{FileTree, Network, Pod, Route};
+use cumulet_vmm::{
+    Accelerator, Boot, ConsoleSpec, Disk, DiskFormat, Isolation, Machine, MachineSpec, Memory, Nic, OnReboot,
+    State,
+};
+use nix::sched::{CloneFlags, unshare};
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use tokio::net::UnixStream;
+
+/// Size at which the console's log is rotated, in bytes; two parts are kept.
+const CONSOLE_LOG_BYTES: u64 = 1 << 20;
+/// Most characters of the console in the reason of a failure.
+const CONSOLE_TAIL: usize = 400;
+/// MTU where the network names none.
+const MTU: u16 = 1500;
+/// Bytes of entropy for the guest's random generator.
+const ENTROPY_BYTES: usize = 64;
+
+/// The machine of a pod.
+#[derive(Clone)]
+pub(super) struct Qemu {
+    machine: Machine,
+}
+
+impl Qemu {
+    /// Starts QEMU and lets the guest boot. `channel` is the machine's end of the channel.
+    pub(super) async fn start(
+        record: &Record,
+        vm: &VmSpec,
+        network: &PodNetwork,
+        channel: UnixStream,
+    ) -> Result<Self, String> {
+        let spec = machine_spec(record, vm, network, channel)?;
+        let machine = Machine::spawn(&vm.qemu, spec).await.map_err(|e| text(&e))?;
+        machine.start().await.map_err(|e| text(&e))?;
+        Ok(Self { machine })
+    }
+
+    /// The guest has answered.
+    pub(super) fn answered(&self) {
+        self.machine.guest_ready();
+    }
+
+    /// Waits for the end of the machine and says why it ended.
+    pub(super) async fn ended(&self) -> String {
+        match self.machine.ended().await {
+            State::Failed(failure) => failure.to_string(),
+            _ => "the guest powered itself off".to_owned(),
+        }
+    }
+
+    /// Ends the machine at once.
+    pub(super) async fn kill(&self) {
+        self.machine.kill().await;
+    }
+}
+
+fn machine_spec(
+    record: &Record,
+    vm: &VmSpec,
+    network: &PodNetwork,
+    channel: UnixStream,
+) -> Result<MachineSpec, String> {
+    let open = |path: &Path| File::open(path).map_err(|e| format!("{}: {e}", path.display()));
+    let tap = network.tap.as_deref().ok_or("the pod has no tap device")?;
+    let tap = cumulet_net::tap::open(tap).map_err(|e| format!("tap {tap}: {e}"))?;
+    let channel = channel.into_std().and_then(|c| c.set_nonblocking(false).map(|()| c));
+    let channel = channel.map_err(|e| format!("channel: {e}"))?;
+    let mut disks = Vec::new();
+    for image in &vm.images {
+        disks.push(Disk {
+            file: open(&image.path)?,
+            serial: image.serial.clone(),
+            read_only: true,
+            volatile: false,
+            format: DiskFormat::Raw,
+        });
+    }
+    let runtime = record.dir.join(MACHINE);
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&runtime);
+    made.map_err(|e| format!("{}: {e}", runtime.display()))?;
+    Ok(MachineSpec {
+        name: machine_name(&record.sandbox),
+        accelerator: if vm.kvm { Accelerator::Kvm } else { Accelerator::Tcg },
+        cpu_model: None,
+        vcpus: vm.vcpus,
+        memory_bytes: vm.memory_bytes,
+        memory: Memory::Own,
+        boot: Boot::Kernel {
+            image: open(&vm.kernel)?,
+            initramfs: open(&vm.initramfs)?,
+            parameters: Vec::new(),
+        },
+        channel: Some(channel.into()),
+        console: ConsoleSpec {
+            log: record.dir.join(CONSOLE_LOG),
+            log_limit_bytes: CONSOLE_LOG_BYTES,
+            socket: Some(runtime.join(CONSOLE_SOCKET)),
+        },
+        disks,
+        nics: vec![Nic {
+            tap,
+            mac: vm.mac,
+            mtu: u16::try_from(network.mtu).ok().filter(|m| *m > 0).unwrap_or(MTU),
+        }],
+        directories: Vec::new(),
+        page_reporting: true,
+        on_reboot: OnReboot::Fail,
+        translation_cache_bytes: None,
+        isolation: isolation(record, vm)?,
+    })
+}
+
+/// QEMU's own user, the pod's cgroup, and namespaces without any interface.
+fn isolation(record: &Record, vm: &VmSpec) -> Result<Isolation, String> {
+    let pod = Cgroup::new(&record.sandbox.cgroup).map_err(|e| text(&e))?;
+    let own = pod.child(MACHINE).map_err(|e| text(&e))?;
+    own.create().and_then(|()| pod.limit(&vm.limits)).map_err(|e| text(&e))?;
+    let prepare = move || {
+        // This process has one thread, so that the new one can allocate as it likes.
+        own.enter().map_err(io::Error::other)?;
+        let apart = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
+        Ok(unshare(apart)?)
+    };
+    Ok(Isolation { user: Some(vm.user), prepare: Some(Box::new(prepare)), max_open_files: None })
+}
+
+/// The pod's name as far as QEMU takes it.
+fn machine_name(sandbox: &SandboxSpec) -> String {
+    let mut name = format!("{}_{}", sandbox.namespace, sandbox.name);
+    name.retain(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'));
+    name.truncate(100);
+    name
+}
+
+/// What makes the guest the pod.
+pub(super) fn pod(
+    sandbox: &SandboxSpec,
+    vm: &VmSpec,
+    network: &PodNetwork,
+    etc: FileTree,
+) -> Result<Pod, String> {
+    let [a, b, c, d, e, f] = vm.mac;
+    Ok(Pod {
+        hostname: sandbox.hostname.clone(),
+        clock_us: now_us(),
+        machine_id: machine_id(&sandbox.uid),
+        entropy: random::<ENTROPY_BYTES>().map_err(|e| format!("/dev/urandom: {e}"))?.to_vec().into(),
+        network: Some(Network {
+            interface: network.interface.clone(),
+            mac: format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"),
+            addresses: vec![network.address.clone()],
+            routes: vec![Route {
+                destination: "0.0.0.0/0".to_owned(),
+                gateway: network.gateway.clone(),
+                onlink: true,
+            }],
+            neighbours: Vec::new(),
+            mtu: network.mtu,
+        }),
+        etc,
+        volumes: Files::volumes(&vm.volumes),
+        sysctls: sandbox.sysctls.clone(),
+        share_process_namespace: vm.share_process_namespace,
+        shm_bytes: 0,
+    })
+}
+
+/// A pod's uid is a random UUID, which is what a machine id is too.
+fn machine_id(uid: &str) -> String {
+    let digits: String = uid.chars().filter(char::is_ascii_hexdigit).collect();
+    if digits.len() == 32 { digits.to_ascii_lowercase() } else { String::new() }
+}
+
+/// A number that no other conversation has.
+pub(super) fn epoch() -> u64 {
+    random().map_or_else(|_| now_us().cast_unsigned(), u64::from_ne_bytes)
+}
+
+fn random<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// The end of what the guest wrote to its console, as the end of a sentence; nothing when it wrote nothing.
+pub(super) fn console_tail(dir: &Path) -> String {
+    let read = || -> io::Result<Vec<u8>> {
+        let mut file = File::open(dir.join(CONSOLE_LOG))?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(CONSOLE_TAIL as u64)))?;
+        let mut bytes = Vec::new();
+        file.take(CONSOLE_TAIL as u64).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let bytes = read().unwrap_or_default();
+    let words = String::from_utf8_lossy(&bytes).replace(|c: char| c.is_control() || c == '\u{fffd}', " ");
+    let words = words.split_whitespace().collect::<Vec<_>>().join(" ");
+    if words.is_empty() { String::new() } else { format!("; its console ends with: {words}") }
+}
+
+/// An error and its causes in one line.
+fn text(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

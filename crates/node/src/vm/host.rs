@@ -1,0 +1,149 @@
+//! What this machine has for virtual machines: found when the first one is wanted, and again as long as something is
+//! missing.
+
+use crate::config::NodeConfig;
+use crate::images::ResolvedImage;
+use crate::supervisor::proto::VmImage;
+use cumulet_guest_proto::host::HostLink;
+use cumulet_vmm::kvm::{self, Probe};
+use cumulet_vmm::{Kernel, Qemu, initramfs, rootfs};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::sync::OnceCell;
+
+/// Name of the agent's program.
+const GUEST: &str = "cumulet-guest";
+/// Variable that says where it is.
+const GUEST_VARIABLE: &str = "CUMULET_GUEST";
+/// Variable that says where the kernel's package is, as a file or unpacked.
+const KERNEL_VARIABLE: &str = "CUMULET_KERNEL";
+/// Where it is otherwise, beside the program.
+const KERNEL: &str = "guest-kernel";
+/// Where the verdict on KVM is kept: it is the machine's, not one cloud's, and ends with the machine's boot.
+const VERDICTS: &str = "/run/cumulet";
+/// First user id of virtual machine monitors: a range that neither people, systemd nor user namespaces are given.
+const FIRST_USER: u32 = 0x7000_0000;
+/// The group of a monitor that needs none.
+const NO_GROUP: u32 = 65534;
+
+/// QEMU and what it boots.
+pub(crate) struct Host {
+    pub(crate) qemu: Qemu,
+    pub(crate) kernel: PathBuf,
+    pub(crate) initramfs: PathBuf,
+    /// Why the processor's virtualization is not used; `None` when it is.
+    pub(crate) emulation: Option<String>,
+    rootfs: PathBuf,
+}
+
+/// The host of this node, found when it is first asked for.
+pub(crate) struct Hosts {
+    state_dir: PathBuf,
+    guest: PathBuf,
+    /// Where a kernel can be installed from.
+    source: PathBuf,
+    found: OnceCell<Arc<Host>>,
+}
+
+impl Hosts {
+    pub(crate) fn new(config: &NodeConfig) -> Self {
+        let beside = config.exe.parent().unwrap_or(Path::new("/"));
+        let path =
+            |variable, name| std::env::var_os(variable).map_or_else(|| beside.join(name), PathBuf::from);
+        Self {
+            state_dir: config.state_dir.clone(),
+            guest: path(GUEST_VARIABLE, GUEST),
+            source: path(KERNEL_VARIABLE, KERNEL),
+            found: OnceCell::new(),
+        }
+    }
+
+    /// What virtual machines are made with. Takes up to some seconds the first time.
+    ///
+    /// # Errors
+    /// A message that says what is missing and what to do.
+    pub(crate) async fn get(&self) -> Result<Arc<Host>, String> {
+        self.found.get_or_try_init(|| self.find()).await.cloned()
+    }
+
+    async fn find(&self) -> Result<Arc<Host>, String> {
+        let (state_dir, guest, source) = (self.state_dir.clone(), self.guest.clone(), self.source.clone());
+        let found = tokio::task::spawn_blocking(move || {
+            let kernel_dir = state_dir.join("kernel");
+            if !guest.is_file() {
+                return Err(format!(
+                    "virtual machines need the program {GUEST} beside cumulet: {} is not there (or name it in \
+                     {GUEST_VARIABLE})",
+                    guest.display()
+                ));
+            }
+            let qemu = Qemu::find().map_err(|e| text(&e))?;
+            let kernel = match Kernel::open(&kernel_dir) {
+                Ok(kernel) => kernel,
+                Err(_) if source.exists() => Kernel::install(&source, &kernel_dir).map_err(|e| text(&e))?,
+                Err(error) => return Err(text(&error)),
+            };
+            let initramfs = initramfs::build(&kernel, &guest, &kernel_dir).map_err(|e| text(&e))?;
+            Ok((qemu, kernel, initramfs))
+        });
+        let (qemu, kernel, initramfs) = found.await.unwrap_or_else(|e| Err(e.to_string()))?;
+        let mut link = HostLink::new();
+        link.begin(1, GUEST);
+        let greeting = link.take_output();
+        let probe = Probe {
+            qemu: &qemu,
+            kernel: &kernel,
+            initramfs: &initramfs,
+            dir: Path::new(VERDICTS),
+            user: Some((FIRST_USER, group(true))),
+            greeting: &greeting,
+            limit: kvm::DEFAULT_LIMIT,
+        };
+        // Without a verdict the slower way is the one that works.
+        let emulation = match probe.run().await {
+            Ok(verdict) => (!verdict.usable).then_some(verdict.reason),
+            Err(error) => Some(text(&error)),
+        };
+        Ok(Arc::new(Host {
+            qemu,
+            kernel: kernel.image(),
+            initramfs,
+            emulation,
+            rootfs: self.state_dir.join("rootfs"),
+        }))
+    }
+}
+
+impl Host {
+    /// The user and group of the monitor of the pod with this address: one of its own, so that monitors cannot touch
+    /// each other.
+    pub(crate) fn user(&self, address: std::net::Ipv4Addr) -> (u32, u32) {
+        let uid = FIRST_USER + (u32::from(address) & 0x00ff_ffff);
+        (uid, group(self.emulation.is_none()))
+    }
+
+    /// The image as a disk; made when it is wanted for the first time, which takes as long as reading it. Blocks.
+    pub(crate) fn disk(&self, image: &ResolvedImage) -> Result<VmImage, String> {
+        let path = rootfs::build(&self.rootfs, &image.id, &image.layers).map_err(|e| text(&e))?;
+        Ok(VmImage { serial: rootfs::serial(&image.id), path })
+    }
+}
+
+/// The group that may use KVM.
+fn group(kvm: bool) -> u32 {
+    fs::metadata(kvm::DEVICE).ok().filter(|_| kvm).map_or(NO_GROUP, |meta| meta.gid())
+}
+
+/// An error and its causes in one line.
+fn text(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

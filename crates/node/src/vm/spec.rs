@@ -1,0 +1,177 @@
+//! From a pod to its machine: CPUs, memory, volumes, mounts. Pure.
+
+use crate::convert::id;
+use crate::dirs::PodDirs;
+use crate::env::Environment;
+use crate::supervisor::proto::{VmImage, VmSpec, VmVolume};
+use crate::vm::Host;
+use crate::volumes::payload;
+use cumulet_api::Quantity;
+use cumulet_container::Resources;
+use cumulet_guest_proto::spec::Mount;
+use k8s_openapi::api::core::v1::{Container, Pod, Volume, VolumeMount};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+/// Guest memory where the pod does not say what it needs, in bytes.
+const DEFAULT_MEMORY: i64 = 256 << 20;
+/// What the guest's kernel, its agent and the page cache of the image need beside the containers, in bytes.
+const GUEST_OVERHEAD: i64 = 96 << 20;
+/// What the monitor needs on the host beside the guest's memory, in bytes: itself, and with software emulation the
+/// cache of translated code.
+const MONITOR_OVERHEAD: i64 = 192 << 20;
+/// Guest memory comes in units of this, in bytes.
+const UNIT: i64 = 2 << 20;
+
+/// What the pod's machine is given.
+struct Size {
+    vcpus: u32,
+    memory_bytes: i64,
+    limits: Resources,
+}
+
+/// The machine of a pod.
+pub(crate) fn vm_spec(
+    pod: &Pod,
+    host: &Host,
+    images: Vec<VmImage>,
+    address: Ipv4Addr,
+    dirs: &PodDirs,
+    (overhead, cpus): (&BTreeMap<String, ApiQuantity>, i64),
+) -> VmSpec {
+    let size = size(pod, overhead, cpus);
+    let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
+    let group = pod.spec.as_ref().and_then(|s| s.security_context.as_ref()).and_then(|s| s.fs_group).map(id);
+    VmSpec {
+        qemu: host.qemu.clone(),
+        vcpus: size.vcpus,
+        memory_bytes: u64::try_from(size.memory_bytes).unwrap_or_default(),
+        kvm: host.emulation.is_none(),
+        user: host.user(address),
+        kernel: host.kernel.clone(),
+        initramfs: host.initramfs.clone(),
+        images,
+        mac: cumulet_net::hardware_address(address),
+        etc: dirs.etc(),
+        volumes: volumes.filter_map(|v| Some((v.name.clone(), volume(v, dirs, group)?))).collect(),
+        share_process_namespace: pod.spec.as_ref().and_then(|s| s.share_process_namespace) == Some(true),
+        limits: size.limits,
+    }
+}
+
+/// Kinds that a machine does not have were refused when the volumes were prepared.
+fn volume(volume: &Volume, dirs: &PodDirs, gid: Option<u32>) -> Option<VmVolume> {
+    if let Some(source) = &volume.empty_dir {
+        let limit = source.size_limit.as_ref().and_then(|q| Quantity::parse(&q.0).ok());
+        return Some(VmVolume::EmptyDir {
+            size_bytes: limit.filter(|q| q.sign() > 0).and_then(|q| u64::try_from(q.units()).ok()),
+            memory: source.medium.as_deref() == Some("Memory"),
+            gid,
+        });
+    }
+    payload::is_payload(volume).then(|| VmVolume::Files { dir: dirs.volumes().join(&volume.name), gid })
+}
+
+/// The mounts of a container, outer ones first.
+pub(crate) fn mounts(container: &Container, environment: &Environment) -> Vec<Mount> {
+    let mut wanted: Vec<&VolumeMount> = container.volume_mounts.iter().flatten().collect();
+    wanted.sort_by_key(|m| m.mount_path.matches('/').count());
+    let one = |mount: &VolumeMount| Mount {
+        volume: mount.name.clone(),
+        sub_path: match (&mount.sub_path, &mount.sub_path_expr) {
+            (_, Some(expr)) if !expr.is_empty() => environment.expand(expr),
+            (path, _) => path.clone().unwrap_or_default(),
+        },
+        destination: mount.mount_path.clone(),
+        read_only: mount.read_only.unwrap_or(false),
+    };
+    wanted.into_iter().map(one).collect()
+}
+
+/// Containers run together, init containers one after the other: a pod needs what its containers need in sum, or what
+/// one init container needs if that is more. `None` when a container does not say.
+fn needed(pod: &Pod, limits: bool, name: &str, of: fn(&Quantity) -> i64) -> Option<i64> {
+    let spec = pod.spec.as_ref()?;
+    let one = |c: &Container| {
+        let given = c.resources.as_ref()?;
+        let limit = || given.limits.as_ref().and_then(|map| map.get(name));
+        let request = given.requests.as_ref().filter(|_| !limits).and_then(|map| map.get(name));
+        let quantity = Quantity::parse(&request.or_else(limit)?.0).ok()?;
+        (quantity.sign() > 0).then(|| of(&quantity))
+    };
+    let apps = spec.containers.iter().map(one).try_fold(0_i64, |sum, n| Some(sum.saturating_add(n?)))?;
+    let init = spec.init_containers.iter().flatten().map(one).collect::<Option<Vec<_>>>()?;
+    Some(init.into_iter().fold(apps, i64::max))
+}
+
+fn size(pod: &Pod, overhead: &BTreeMap<String, ApiQuantity>, cpus: i64) -> Size {
+    let fixed = |name: &str| overhead.get(name).and_then(|q| Quantity::parse(&q.0).ok());
+    let cpu_limit = needed(pod, true, "cpu", Quantity::millis);
+    let cpu_request = needed(pod, false, "cpu", Quantity::millis);
+    let vcpus = cpu_limit.map_or(1, |m| m.saturating_add(999) / 1000).clamp(1, cpus.max(1));
+    let memory_limit = needed(pod, true, "memory", Quantity::units);
+    let memory_request = needed(pod, false, "memory", Quantity::units).unwrap_or(0);
+    // A limit is what the containers can use; a request is only what they need at least.
+    let containers = memory_limit.unwrap_or(memory_request);
+    let wanted = if containers > 0 { containers.saturating_add(GUEST_OVERHEAD) } else { 0 };
+    let wanted = if memory_limit.is_some() { wanted } else { wanted.max(DEFAULT_MEMORY) };
+    let memory_bytes = wanted.saturating_add(UNIT - 1) / UNIT * UNIT;
+    let monitor = fixed("memory").map_or(MONITOR_OVERHEAD, |q| q.units());
+    let extra_cpu = fixed("cpu").map_or(0, |q| q.millis());
+    let limits = Resources {
+        memory_limit_bytes: memory_limit.map(|_| memory_bytes.saturating_add(monitor)),
+        cpu_shares: cpu_request.and_then(|m| u64::try_from(m.saturating_mul(1024) / 1000).ok()).map(|s| s.max(2)),
+        cpu_quota_us: cpu_limit.map(|m| m.saturating_add(extra_cpu).saturating_mul(100).max(1000)),
+        ..Resources::default()
+    };
+    Size { vcpus: u32::try_from(vcpus).unwrap_or(1), memory_bytes, limits }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    const MIB: i64 = 1 << 20;
+
+    fn check(spec: Value, overhead: Value, expected: (u32, i64, Option<i64>, Option<i64>)) {
+        let pod: Pod = serde_json::from_value(json!({"spec": spec})).unwrap();
+        let overhead = serde_json::from_value(overhead).unwrap();
+        let got = size(&pod, &overhead, 4);
+        let got =
+            (got.vcpus, got.memory_bytes / MIB, got.limits.memory_limit_bytes.map(|b| b / MIB), got.limits.cpu_quota_us);
+        assert_eq!(got, expected, "{spec}");
+    }
+
+    fn container(cpu: &str, memory: &str, kind: &str) -> Value {
+        json!({"name": "c", "resources": {kind: {"cpu": cpu, "memory": memory}}})
+    }
+
+    #[test]
+    fn sizes() {
+        let none = json!({});
+        check(json!({"containers": [{"name": "c"}]}), none.clone(), (1, 256, None, None));
+        let small = container("1500m", "100Mi", "limits");
+        check(json!({"containers": [small]}), none.clone(), (2, 196, Some(388), Some(150_000)));
+        let fixed = json!({"memory": "64Mi", "cpu": "100m"});
+        check(json!({"containers": [small, small]}), fixed, (3, 296, Some(360), Some(310_000)));
+        // One that does not say has no limit, and so has the pod.
+        check(json!({"containers": [small, {"name": "d"}]}), none.clone(), (1, 256, None, None));
+        check(json!({"containers": [container("1", "1Gi", "requests")]}), none.clone(), (1, 1120, None, None));
+        let init = container("100", "512Mi", "limits");
+        check(json!({"containers": [small], "initContainers": [init]}), none, (4, 608, Some(800), Some(10_000_000)));
+    }
+
+    #[test]
+    fn mounts_are_in_order() {
+        let container: Container = serde_json::from_value(json!({"name": "c", "volumeMounts": [
+            {"name": "b", "mountPath": "/a/b", "subPath": "x"}, {"name": "a", "mountPath": "/a", "readOnly": true}]}))
+        .unwrap();
+        let none = crate::inputs::ObjectSet::default();
+        let env = crate::env::build(&Pod::default(), &container, &[], &Default::default(), &none).unwrap();
+        let got = mounts(&container, &env);
+        let got: Vec<_> = got.iter().map(|m| (m.destination.as_str(), m.sub_path.as_str(), m.read_only)).collect();
+        assert_eq!(got, [("/a", "", true), ("/a/b", "x", false)]);
+    }
+}

@@ -1,0 +1,135 @@
+//! Pods as virtual machines: the same pods as elsewhere with a `runtimeClassName`. In software emulation a boot takes
+//! seconds, so one cloud serves several checks here.
+
+use crate::{wait_field, wait_ready};
+use cumulet_e2e::{Cloud, http_get, wait_for};
+use std::path::Path;
+
+fn manifest() -> &'static str {
+    include_str!("../../../../examples/hello/vm.yaml")
+}
+
+/// A pod that runs a shell command in a virtual machine.
+fn machine_pod(name: &str, restart: &str, script: &str) -> String {
+    let pod = crate::shell_pod(name, restart, script, "");
+    pod.replacen("spec:\n", "spec:\n  runtimeClassName: vm\n", 1)
+}
+
+/// The QEMU processes of a cloud: theirs are the cgroups with its pods' uids.
+fn machines(cloud: &Cloud) -> Vec<i32> {
+    let uids: Vec<String> = std::fs::read_dir(cloud.dir().join("pods"))
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .collect();
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok);
+    let of_cloud = |pid: &i32| {
+        let read = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        let groups = read("cgroup");
+        read("comm").starts_with("qemu") && uids.iter().any(|uid| groups.contains(uid))
+    };
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(of_cloud).collect()
+}
+
+/// True where virtual machines can run: the program has its agent and a kernel beside it.
+fn available() -> bool {
+    let program = cumulet_e2e::program();
+    let beside = program.parent().unwrap_or(Path::new("."));
+    let there = beside.join("cumulet-guest").exists() && beside.join("guest-kernel").exists();
+    if !there {
+        eprintln!("skipped: no cumulet-guest and guest-kernel beside {}", program.display());
+    }
+    there
+}
+
+#[test]
+fn hello_as_a_machine() -> anyhow::Result<()> {
+    if !available() {
+        return Ok(());
+    }
+    let cloud = Cloud::with_hello()?;
+    cloud.kubectl_with(&["apply", "-f", "-"], manifest())?;
+    let rolled = cloud.kubectl(&["rollout", "status", "deployment/hello-vm", "--timeout=120s"]);
+    rolled.map_err(|error| error.context(cloud.kubectl(&["describe", "pods"]).unwrap_or_default()))?;
+    let pod = cloud.field("pods", ".items[0].metadata.name")?;
+
+    // Through the Service, with the ConfigMap's greeting and the downward API's name.
+    let address = format!("{}:80", cloud.field("service/hello-vm", ".spec.clusterIP")?);
+    assert_eq!(http_get(&address, "/")?.trim(), format!("Hello, machine, from {pod}"));
+    let logs = cloud.kubectl(&["logs", &pod])?;
+    assert!(logs.contains("listening on port 8080"), "{logs}");
+
+    // Its own kernel, its own network with the pod's address, and the host's tools work on it as on a container.
+    let ip = cloud.field(&format!("pod/{pod}"), ".status.podIP")?;
+    let addresses = cloud.kubectl(&["exec", &pod, "--", "ip", "-o", "-4", "addr", "show", "eth0"])?;
+    assert!(addresses.contains(&ip), "{addresses}");
+    let kernel = cloud.kubectl(&["exec", &pod, "--", "cat", "/proc/sys/kernel/osrelease"])?;
+    assert_ne!(kernel, std::fs::read_to_string("/proc/sys/kernel/osrelease")?);
+    let echoed = cloud.kubectl_with(&["exec", "-i", &pod, "--", "tr", "a-z", "A-Z"], "through and back")?;
+    assert_eq!(echoed, "THROUGH AND BACK");
+    let failed = cloud.kubectl_fails(&["exec", &pod, "--", "sh", "-c", "echo oops >&2; exit 7"], "")?;
+    assert!(failed.contains("oops") && failed.contains("exit code 7"), "{failed}");
+    let name = cloud.kubectl(&["exec", &pod, "--", "wget", "-q", "-O", "-", "http://hello-vm/"])?;
+    assert!(name.starts_with("Hello, machine"), "{name}");
+
+    // A changed ConfigMap reaches the machine.
+    cloud.kubectl(&["patch", "configmap/hello-vm", "-p", r#"{"data":{"greeting":"Changed,"}}"#])?;
+    wait_for("the new greeting", || http_get(&address, "/").ok().filter(|body| body.starts_with("Changed,")))?;
+
+    // The main process dies and comes back: the machine goes on.
+    let before = machines(&cloud);
+    assert_eq!(before.len(), 1);
+    cloud.kill_main()?;
+    assert!(http_get(&format!("{ip}:8080"), "/")?.starts_with("Changed,"));
+    cloud.up()?;
+    wait_for("exec after the restart", || cloud.kubectl(&["exec", &pod, "--", "true"]).ok())?;
+    assert_eq!(machines(&cloud), before);
+    assert!(cloud.cumulet(&["vm", "ls"])?.contains(&pod));
+
+    cloud.kubectl_with(&["delete", "-f", "-"], manifest())?;
+    wait_for("the pod to be gone", || {
+        cloud.kubectl(&["get", "pods", "-o", "name"]).is_ok_and(|names| names.is_empty()).then_some(())
+    })?;
+    assert!(machines(&cloud).is_empty());
+    cloud.finish()
+}
+
+#[test]
+fn a_machine_ends_and_what_follows() -> anyhow::Result<()> {
+    if !available() {
+        return Ok(());
+    }
+    let cloud = Cloud::with_hello()?;
+    // A program's exit code and its last words.
+    let script = "echo out; echo last words > /dev/termination-log; exit 3";
+    cloud.kubectl_with(&["apply", "-f", "-"], &machine_pod("once", "Never", script))?;
+    wait_field(&cloud, "pod/once", ".status.phase", "Failed")?;
+    let state = ".status.containerStatuses[0].state.terminated";
+    assert_eq!(cloud.field("pod/once", &format!("{state}.exitCode"))?, "3");
+    assert_eq!(cloud.field("pod/once", &format!("{state}.message"))?.trim(), "last words");
+    assert_eq!(cloud.kubectl(&["logs", "once"])?, "out\n");
+
+    // QEMU is killed: the container has ended with a reason, and is started anew in another machine.
+    cloud.kubectl_with(&["apply", "-f", "-"], &machine_pod("again", "Always", "echo up; sleep 1000"))?;
+    wait_ready(&cloud, "again")?;
+    let uid = cloud.field("pod/again", ".metadata.uid")?;
+    let victim = machines(&cloud).into_iter().find(|pid| {
+        std::fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|groups| groups.contains(&uid))
+    });
+    let victim = nix::unistd::Pid::from_raw(victim.expect("a machine of the pod"));
+    nix::sys::signal::kill(victim, nix::sys::signal::Signal::SIGKILL)?;
+    let last = ".status.containerStatuses[0].lastState.terminated";
+    wait_field(&cloud, "pod/again", &format!("{last}.reason"), "MachineFailed")?;
+    let message = cloud.field("pod/again", &format!("{last}.message"))?;
+    assert!(message.contains("killed by signal 9"), "{message}");
+    wait_ready(&cloud, "again")?;
+    assert_eq!(cloud.field("pod/again", ".status.containerStatuses[0].restartCount")?, "1");
+
+    // What cannot be: an unknown class, and a directory of the host.
+    let unknown = machine_pod("unknown", "Never", "true").replace("runtimeClassName: vm", "runtimeClassName: gone");
+    cloud.kubectl_with(&["apply", "-f", "-"], &unknown)?;
+    wait_for("an event about the class", || {
+        cloud.kubectl(&["describe", "pod/unknown"]).ok().filter(|text| text.contains("\"gone\" not found"))
+    })?;
+    cloud.finish()
+}
