@@ -23,6 +23,7 @@ mod qemu;
 pub mod qmp;
 pub mod rootfs;
 pub mod scratch;
+mod tsc;
 pub mod virtiofs;
 
 pub use error::Error;

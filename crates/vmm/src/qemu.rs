@@ -2,6 +2,7 @@
 
 use crate::Error;
 use crate::qmp::Version;
+use crate::tsc::Reading;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -22,6 +23,9 @@ pub struct Qemu {
     /// A firmware that does only what a directly started kernel needs; without it SeaBIOS runs, some tenths of a
     /// second longer in emulation.
     pub qboot: Option<PathBuf>,
+    /// Rate of this machine's time stamp counter in kHz, when it has one rate. In emulation it is the guest's, and part
+    /// of a snapshot: a clone on a machine with another rate has wrong clocks.
+    pub tsc_khz: Option<u32>,
 }
 
 impl Qemu {
@@ -39,6 +43,8 @@ impl Qemu {
     /// It cannot be started, or is too old.
     pub fn at(program: &Path) -> Result<Self, Error> {
         let name = program.display().to_string();
+        // The program's run is the time over which the counter is measured.
+        let before = Reading::take();
         let output = Command::new(program).arg("--version").output().map_err(|source| {
             Error::MissingProgram { program: name.clone(), package: "qemu-system-x86", source }
         })?;
@@ -53,8 +59,9 @@ impl Qemu {
                 message: format!("{version} is older than {OLDEST}"),
             });
         }
+        let tsc_khz = before.zip(Reading::take()).and_then(|(before, after)| after.khz_since(before));
         let qboot = QBOOT.iter().map(PathBuf::from).find(|path| path.is_file());
-        Ok(Self { program: program.to_owned(), version, qboot })
+        Ok(Self { program: program.to_owned(), version, qboot, tsc_khz })
     }
 
     /// Whether a file can be mapped copy-on-write without being opened for writing.

@@ -41,10 +41,10 @@ pub(super) struct Ends {
 /// `panic=-1 reboot=t`: a panic ends the machine at once (QEMU takes the reset for the end).
 /// `cryptomgr.notests`: half a second of self-tests in emulation.
 /// Emulation only: `mitigations=off`, since page table isolation and retpolines protect a processor that is not there
-/// (what a guest could do to the host's is QEMU's and the host's to prevent); `tsc=reliable`, since the emulated
-/// counter is the host's and a watchdog on an overloaded host takes it for broken.
-pub fn kernel_parameters(accelerator: Accelerator) -> Vec<&'static str> {
-    let mut parameters = vec![
+/// (what a guest could do to the host's is QEMU's and the host's to prevent); the rate of the time stamp counter, which
+/// the kernel would measure wrongly on a busy host, and `tsc=reliable`, since there a watchdog takes it for broken.
+pub fn kernel_parameters(accelerator: Accelerator, qemu: &Qemu) -> Vec<String> {
+    let mut parameters: Vec<String> = [
         "console=ttyS0",
         "quiet",
         "panic=-1",
@@ -53,9 +53,14 @@ pub fn kernel_parameters(accelerator: Accelerator) -> Vec<&'static str> {
         "i8042.noaux",
         "i8042.nokbd",
         "random.trust_cpu=on",
-    ];
+    ]
+    .map(str::to_owned)
+    .to_vec();
     if accelerator == Accelerator::Tcg {
-        parameters.extend(["mitigations=off", "tsc=reliable"]);
+        parameters.push("mitigations=off".to_owned());
+        if let Some(khz) = qemu.tsc_khz {
+            parameters.extend([format!("tsc_early_khz={khz}"), "tsc=reliable".to_owned()]);
+        }
     }
     parameters
 }
@@ -167,8 +172,8 @@ impl CommandLine {
                 let initramfs = self.pass(initramfs);
                 self.add("-kernel", format!("/proc/self/fd/{image}"));
                 self.add("-initrd", format!("/proc/self/fd/{initramfs}"));
-                let ours = kernel_parameters(spec.accelerator).into_iter().map(str::to_owned);
-                let all: Vec<String> = ours.chain(parameters).collect();
+                let mut all = kernel_parameters(spec.accelerator, qemu);
+                all.extend(parameters);
                 self.add("-append", all.join(" "));
             }
             Boot::Firmware => {

@@ -127,7 +127,7 @@ async fn a_program_that_is_no_qemu_is_reported_with_its_last_words() {
     drop(file);
     std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let version = crate::qmp::Version { major: 7, minor: 2, micro: 0 };
-    let qemu = Qemu { program, version, qboot: None };
+    let qemu = Qemu { program, version, qboot: None, tsc_khz: None };
     let error = Machine::spawn(&qemu, order(dir.path())).await.err().unwrap();
     assert!(error.to_string().contains("no such machine"), "{error}");
 }
