@@ -13,7 +13,8 @@ use cumulet_guest_proto::Channel;
 use cumulet_guest_proto::identity::{Hook, Identity, Phase};
 use cumulet_guest_proto::message::{Event, InstanceState, Reply, Request};
 use cumulet_guest_proto::spec::{
-    ContainerStart, ExecStart, File, FileTree, Mount, Neighbour, Network, Pod, Route, Process, Resources, Root, Security, Volume,
+    ContainerStart, ExecStart, File, FileTree, Mount, Neighbour, Network, Pod, Process, Resources, Rlimit,
+    Root, Route, Security, Volume,
 };
 use cumulet_vmm::State;
 use host::{Host, SERIAL};
@@ -318,7 +319,8 @@ async fn addresses_change() {
     assert_eq!(host.ask(Request::Configure(configured.into())).await, Reply::Done);
     let serve = "mkdir -p /www; echo served > /www/f; httpd -f -p 80 -h /www";
     assert_eq!(start(&mut host, container("web", 1, serve)).await, Reply::Done);
-    let script = "ip -o addr show dev eth0; ip route; cat /sys/class/net/eth0/mtu; cat /sys/class/net/eth0/address";
+    let script =
+        "ip -o addr show dev eth0; ip route; cat /sys/class/net/eth0/mtu; cat /sys/class/net/eth0/address";
     let seen = run(&mut host, exec("web", 2, script)).await.1;
     println!("{seen}");
     for part in ["inet 10.9.0.2/32", "default via 10.9.0.1 dev eth0", "1400\n02:00:00:00:00:02\n"] {
@@ -359,4 +361,123 @@ async fn addresses_change() {
     assert!(seen.contains("02:00:00:00:00:03\n"));
     println!("{}", host.console());
     host.machine.kill().await;
+}
+
+/// Containers side by side, on a scratch disk, with everything that can be set.
+#[tokio::test]
+#[ignore = "boots a virtual machine with the agent in CUMULET_GUEST"]
+async fn settings_count() {
+    let mut host = Host::boot_with(Vec::new(), Some(64 << 20)).await;
+    let memory = Volume::EmptyDir { size_bytes: Some(1 << 20), memory: true, gid: None };
+    let mut order = pod();
+    order.share_process_namespace = true;
+    order.volumes.insert("memory".into(), memory);
+    order.volumes.insert(
+        "late".into(),
+        Volume::Disk { serial: "not-here".into(), fs_type: "ext4".into(), read_only: false, gid: None },
+    );
+    assert_eq!(host.ask(Request::Configure(order.into())).await, Reply::Done);
+    let forever = "while true; do sleep 1; done";
+    assert_eq!(start(&mut host, container("one", 1, forever)).await, Reply::Done);
+
+    let mut two = container("two", 2, forever);
+    two.root.read_only = true;
+    two.resources = Resources { cpu_quota_us: Some(50_000), pids_limit: Some(20), ..Resources::default() };
+    two.process.user = "web".into();
+    two.process.rlimits = [("nofile".to_owned(), Rlimit { soft: 77, hard: 88 })].into();
+    let mount = |volume: &str, sub_path: &str, destination: &str, read_only| Mount {
+        volume: volume.into(),
+        sub_path: sub_path.into(),
+        destination: destination.into(),
+        read_only,
+    };
+    two.mounts = vec![
+        mount("config", "d/e", "/etc/one-file", false),
+        mount("cache", "deep/er", "/deeper", false),
+        mount("cache", "", "/cache-ro", true),
+        mount("memory", "", "/memory", false),
+    ];
+    // A program that allows everything but uname, which fails as if it did not exist.
+    let instruction =
+        |code: u16, jt: u8, jf: u8, k: u32| [&code.to_ne_bytes()[..], &[jt, jf], &k.to_ne_bytes()].concat();
+    let errno = 0x0005_0000 | libc::ENOSYS as u32;
+    two.security.seccomp = [
+        instruction(0x20, 0, 0, 0),
+        instruction(0x15, 0, 1, libc::SYS_uname as u32),
+        instruction(0x06, 0, 0, errno),
+        instruction(0x06, 0, 0, 0x7fff_0000),
+    ]
+    .concat()
+    .into();
+    assert_eq!(start(&mut host, two).await, Reply::Done);
+    let script = "id -un; ulimit -n; cat /etc/one-file; echo; touch /deeper/x /cache-ro/y /etc/z /memory/m; \
+        ls /cache-ro /cache-ro/deep/er; uname | wc -c; ps | grep -c 'sleep 1'; cat /sys/fs/cgroup/cpu.max /sys/fs/cgroup/pids.max; \
+        dd if=/dev/zero of=/memory/big bs=1M count=2; mount | grep -c ' / .*upperdir=/run/writable/containers/two-0'";
+    let seen = run(&mut host, exec("two", 3, script)).await.1;
+    println!("{seen}");
+    for part in ["web\n77\ntwo\n", "50000 100000\n20\n", "er:\nx\n1\n", "No space left"] {
+        assert!(seen.contains(part), "{part:?}");
+    }
+    assert_eq!(seen.matches("Read-only file system").count(), 2, "{seen}");
+
+    let mut strong = container(
+        "strong",
+        4,
+        "grep CapEff /proc/self/status; ls /dev/vda; echo 1 > /proc/sys/vm/drop_caches && echo done",
+    );
+    strong.security.privileged = true;
+    assert_eq!(start(&mut host, strong).await, Reply::Done);
+    host.until("strong to end", |host| ended(host, "strong").is_some()).await;
+    let seen = host.output(4, Channel::Stdout);
+    assert!(seen.contains("000001ffffffffff") && seen.contains("/dev/vda\ndone\n"), "{seen}");
+    let Reply::Stats(stats) = host.ask(Request::Stats).await else { panic!() };
+    assert!(stats.guest.writable_total_bytes < 64 << 20, "the writable layers lie on the disk");
+
+    let mut terminal =
+        container("terminal", 5, "tty; readlink /proc/self/fd/0; echo x > /dev/console; exit 4");
+    terminal.tty = true;
+    assert_eq!(start(&mut host, terminal).await, Reply::Done);
+    host.until("terminal to end", |host| ended(host, "terminal").is_some()).await;
+    assert_eq!(ended(&host, "terminal").unwrap().exit_code, 4);
+    assert_eq!(host.output(5, Channel::Stdout), "/dev/pts/0\r\n/dev/pts/0\r\nx\r\n");
+
+    refusals(&mut host).await;
+    host.machine.kill().await;
+}
+
+/// What cannot be made true is refused with a reason, and leaves nothing.
+async fn refusals(host: &mut Host) {
+    let change = |stream: u32, change: &dyn Fn(&mut ContainerStart)| {
+        let mut order = container("bad", stream, "true");
+        change(&mut order);
+        order
+    };
+    let mount = |volume: &str, destination: &str| {
+        vec![Mount { volume: volume.into(), destination: destination.into(), ..Mount::default() }]
+    };
+    let cases = [
+        (
+            change(40, &|o| o.process.user = "nobody-here".into()),
+            "CreateContainerError",
+            "unable to find user",
+        ),
+        (change(41, &|o| o.process.must_not_be_root = true), "CreateContainerError", "runAsNonRoot"),
+        (change(42, &|o| o.mounts = mount("none", "/x")), "CreateContainerError", "no volume none"),
+        (change(43, &|o| o.mounts = mount("cache", "/x/../y")), "CreateContainerError", "without .."),
+        (
+            change(44, &|o| o.mounts = mount("late", "/x")),
+            "CreateContainerError",
+            "there is no disk not-here",
+        ),
+        (change(45, &|o| o.name = "../x".into()), "CreateContainerError", "name"),
+        (change(46, &|o| o.process.args = vec!["nothing".into()]), "StartError", "not found in $PATH"),
+        (change(47, &|o| o.process.cwd = "/bin/sh".into()), "SystemError", "working directory"),
+        (change(1, &|_| ()), "Conflict", "stream 1 is in use"),
+    ];
+    for (order, wanted, part) in cases {
+        let Reply::Error { reason, message } = start(host, order).await else { panic!("{part}") };
+        assert!(reason == wanted && message.contains(part), "{reason}: {message}");
+    }
+    host.link.begin(99, "test");
+    assert!(matches!(start(host, container("bad", 48, "true")).await, Reply::Done), "the name is free");
 }

@@ -229,7 +229,7 @@ fn bind(tree: &Tree, wanted: &Bind) -> Result<(), Error> {
     Ok(())
 }
 
-/// Opens what is to be mounted. A missing sub-path becomes a directory, as the kubelet has it.
+/// Opens what is to be mounted. A missing sub-path becomes a directory with the volume's own mode, as the kubelet has it.
 fn source_of(source: &Path, sub_path: &str) -> Result<Place, Error> {
     let what = || format!("open mount source {} {sub_path}", source.display());
     if sub_path.is_empty() {
@@ -240,7 +240,7 @@ fn source_of(source: &Path, sub_path: &str) -> Result<Place, Error> {
     let path = checked(&inside)
         .ok_or_else(|| Error::Invalid(format!("subPath {sub_path:?} is not inside the volume")))?;
     let tree = Tree::open(source).doing(what)?;
-    tree.at(path).or_else(|_| tree.make_dir(path)).doing(what)
+    tree.at(path).or_else(|_| tree.make_dir_like_root(path)).doing(what)
 }
 
 fn read_only(place: &Place, recursive: bool) -> Result<(), Error> {

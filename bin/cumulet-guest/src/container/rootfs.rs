@@ -8,7 +8,7 @@ use nix::sys::stat::{Mode, fchmod, mkdirat};
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
 /// A tree, held open.
@@ -53,6 +53,15 @@ impl Tree {
 
     /// A directory, made with its missing parents, mode 0755.
     pub(crate) fn make_dir(&self, path: &Path) -> io::Result<Place> {
+        self.make_dir_with(path, 0o755)
+    }
+
+    /// A directory, made with its missing parents, with the mode of the tree's root.
+    pub(crate) fn make_dir_like_root(&self, path: &Path) -> io::Result<Place> {
+        self.make_dir_with(path, self.dir.metadata()?.mode() & 0o7777)
+    }
+
+    fn make_dir_with(&self, path: &Path, mode: u32) -> io::Result<Place> {
         let mut done = PathBuf::from("/");
         for part in path.components() {
             let Component::Normal(name) = part else { continue };
@@ -64,7 +73,7 @@ impl Tree {
                     mkdirat(&parent, name, Mode::from_bits_truncate(0o755))?;
                     // Whatever the umask is.
                     let made = self.open_in(&next, OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;
-                    fchmod(&made, Mode::from_bits_truncate(0o755))?;
+                    fchmod(&made, Mode::from_bits_truncate(mode))?;
                 }
                 Err(e) => return Err(e),
             }

@@ -3,9 +3,10 @@
 use cumulet_guest_proto::Channel;
 use cumulet_guest_proto::host::{FromGuest, HostLink};
 use cumulet_guest_proto::message::{Event, Reply, Request, Snapshot, ToHost};
+use cumulet_guest_proto::spec::SCRATCH_SERIAL;
 use cumulet_vmm::{
     Accelerator, Boot, ConsoleSpec, Disk, DiskFormat, Isolation, Kernel, Machine, MachineSpec, Memory, Nic,
-    OnReboot, Qemu, initramfs, rootfs,
+    OnReboot, Qemu, initramfs, rootfs, scratch,
 };
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -59,15 +60,29 @@ fn layer(dir: &Path) -> PathBuf {
     layer
 }
 
+fn disk(file: File, serial: &str, read_only: bool) -> Disk {
+    Disk { file, serial: serial.to_owned(), read_only, volatile: !read_only, format: DiskFormat::Raw }
+}
+
 impl Host {
     /// Boots a machine and waits for its greeting.
     pub(crate) async fn boot(nics: Vec<Nic>) -> Self {
+        Self::boot_with(nics, None).await
+    }
+
+    /// With a disk for writable layers, of that many bytes.
+    pub(crate) async fn boot_with(nics: Vec<Nic>, scratch_bytes: Option<u64>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let agent = std::env::var_os("CUMULET_GUEST").expect("CUMULET_GUEST names the static agent");
         let kernel = Kernel::install(&cache().join("guest-kernel"), &dir.path().join("kernel")).unwrap();
         let initramfs = initramfs::build(&kernel, Path::new(&agent), dir.path()).unwrap();
         let digest = format!("sha256:{}", "ab".repeat(32));
         let image = rootfs::build(&dir.path().join("images"), &digest, &[layer(dir.path())]).unwrap();
+        let mut disks = vec![disk(File::open(image).unwrap(), SERIAL, true)];
+        if let Some(bytes) = scratch_bytes {
+            let file = scratch::create(&dir.path().join("scratch"), bytes).unwrap();
+            disks.push(disk(file, SCRATCH_SERIAL, false));
+        }
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         let spec = MachineSpec {
@@ -89,13 +104,7 @@ impl Host {
                 log_limit_bytes: 1 << 20,
                 socket: None,
             },
-            disks: vec![Disk {
-                file: File::open(image).unwrap(),
-                serial: SERIAL.to_owned(),
-                read_only: true,
-                volatile: false,
-                format: DiskFormat::Raw,
-            }],
+            disks,
             nics,
             page_reporting: true,
             directories: Vec::new(),

@@ -23,10 +23,9 @@ pub(crate) fn make(mac: [u8; 6]) -> Nic {
     // SAFETY: the kernel reads and writes one struct ifreq of 40 bytes. JUSTIFICATION: there is no safe way.
     let made = unsafe { libc::ioctl(tun.as_raw_fd(), TUNSETIFF, request.as_mut_ptr()) };
     assert_eq!(made, 0);
-    for command in [
-        format!("link set tap0 address {GATEWAY_MAC} up"),
-        format!("addr add {GATEWAY}/24 dev tap0"),
-    ] {
+    for command in
+        [format!("link set tap0 address {GATEWAY_MAC} up"), format!("addr add {GATEWAY}/24 dev tap0")]
+    {
         assert!(Command::new("ip").args(command.split(' ')).status().unwrap().success(), "ip {command}");
     }
     Nic { tap: tun.into(), mac, mtu: 1500 }
