@@ -17,7 +17,7 @@ use cumulet_guest_proto::spec::{
     Root, Route, Security, Volume,
 };
 use cumulet_vmm::State;
-use host::{Host, SERIAL};
+use host::{Host, Parts, SERIAL};
 use std::time::{Duration, Instant};
 
 /// What container engines give by default.
@@ -367,7 +367,7 @@ async fn addresses_change() {
 #[tokio::test]
 #[ignore = "boots a virtual machine with the agent in CUMULET_GUEST"]
 async fn settings_count() {
-    let mut host = Host::boot_with(Vec::new(), Some(64 << 20)).await;
+    let mut host = Host::boot_with(&Parts::make(), Vec::new(), Some(64 << 20)).await;
     let memory = Volume::EmptyDir { size_bytes: Some(1 << 20), memory: true, gid: None };
     let mut order = pod();
     order.share_process_namespace = true;
@@ -480,4 +480,71 @@ async fn refusals(host: &mut Host) {
     }
     host.link.begin(99, "test");
     assert!(matches!(start(host, container("bad", 48, "true")).await, Reply::Done), "the name is free");
+}
+
+/// Clones of one template, whose container runs in a tight loop through it all.
+#[tokio::test]
+#[ignore = "boots a virtual machine with the agent in CUMULET_GUEST"]
+async fn clones_are_somebody_else() {
+    let parts = Parts::make();
+    let mut host = Host::boot_with(&parts, Vec::new(), None).await;
+    assert_eq!(host.ask(Request::Configure(pod().into())).await, Reply::Done);
+    let script = "while true; do read u < /proc/sys/kernel/random/uuid; read b < /proc/sys/kernel/random/boot_id; \
+        read m < /etc/machine-id; read h < /proc/sys/kernel/hostname; read t < /config/key; \
+        echo $u $b $m $h $t; usleep 1000; done";
+    let mut order = container("probe", 1, script);
+    order.mounts = vec![Mount { volume: "config".into(), destination: "/config".into(), ..Mount::default() }];
+    assert_eq!(start(&mut host, order).await, Reply::Done);
+    host.until("some output", |host| host.counted(1) > 1000).await;
+    assert_eq!(host.ask(Request::Quiesce).await, Reply::Done);
+    host.link.acknowledge_consumed();
+    for _ in 0..3 {
+        host.step().await;
+    }
+    host.save(&parts).await;
+    let before = host.output(1, Channel::Stdout);
+    host.machine.kill().await;
+
+    let mut seen = vec![before];
+    for number in 1..4_u8 {
+        let mut clone = Host::clone_of(&parts, &format!("clone-{number}")).await;
+        let snapshot = clone.snapshot.clone().unwrap();
+        assert!(snapshot.frozen && snapshot.generation == 0 && snapshot.containers.contains_key("probe"));
+        let identity = Identity {
+            generation: 1,
+            entropy: vec![number; 32].into(),
+            clock_us: 1_900_000_000_000_000,
+            hostname: format!("clone-{number}"),
+            machine_id: format!("{number}").repeat(32),
+            boot_id: format!("{number}0000000-0000-4000-8000-000000000000"),
+            volumes: [("config".to_owned(), tree(&[("key", &format!("value-{number}\n"))]))].into(),
+            thaw: true,
+            ..Identity::default()
+        };
+        let began = Instant::now();
+        let reply = clone.ask(Request::Adopt(identity.into())).await;
+        let Reply::Adopted(report) = reply else { panic!("{reply:?}") };
+        println!("adopted in {} ms: {report:?}", began.elapsed().as_millis());
+        clone.until("lines of its own", |clone| clone.counted(1) > 1000).await;
+        let text = clone.output(1, Channel::Stdout);
+        // The loop may have been between its reads when it was frozen: its first line may be of both.
+        for line in text.lines().skip(1).filter(|line| line.split(' ').count() == 5).take(5) {
+            let expected = format!(
+                " {number}0000000-0000-4000-8000-000000000000 {} clone-{number} value-{number}",
+                format!("{number}").repeat(32)
+            );
+            assert!(line.ends_with(&expected), "{line}");
+        }
+        seen.push(text);
+        clone.machine.kill().await;
+    }
+    let uuids = |text: &str| {
+        text.lines().skip(1).map(|line| line.split(' ').next().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let mut all: Vec<String> =
+        seen.iter().flat_map(|text| uuids(text)).filter(|uuid| uuid.len() == 36).collect();
+    let count = all.len();
+    all.sort();
+    all.dedup();
+    assert_eq!(all.len(), count, "two machines drew the same number");
 }

@@ -212,6 +212,16 @@ impl HostLink {
         }
     }
 
+    /// Acknowledges all that was consumed, however little: before a snapshot, so that no clone sends it again.
+    pub fn acknowledge_consumed(&mut self) {
+        for (stream, known) in &mut self.streams {
+            for channel in OUTPUTS {
+                let offset = known.window(channel).acknowledge();
+                frame::write_window(&mut self.out, *stream, channel, offset);
+            }
+        }
+    }
+
     /// How many bytes of standard input can be given now.
     #[must_use]
     pub fn stdin_room(&self, stream: u32) -> usize {

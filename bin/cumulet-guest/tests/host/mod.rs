@@ -30,7 +30,7 @@ pub(crate) struct Host {
     outputs: BTreeMap<(u32, Channel), (Vec<u8>, usize)>,
     channel: UnixStream,
     epoch: u64,
-    dir: tempfile::TempDir,
+    log: PathBuf,
 }
 
 /// Output beyond this is counted only.
@@ -64,68 +64,75 @@ fn disk(file: File, serial: &str, read_only: bool) -> Disk {
     Disk { file, serial: serial.to_owned(), read_only, volatile: !read_only, format: DiskFormat::Raw }
 }
 
-impl Host {
-    /// Boots a machine and waits for its greeting.
-    pub(crate) async fn boot(nics: Vec<Nic>) -> Self {
-        Self::boot_with(nics, None).await
-    }
+/// What machines are made of; everything in a directory that goes with it.
+pub(crate) struct Parts {
+    pub(crate) dir: tempfile::TempDir,
+    qemu: Qemu,
+    kernel: Kernel,
+    initramfs: PathBuf,
+    image: PathBuf,
+}
 
-    /// With a disk for writable layers, of that many bytes.
-    pub(crate) async fn boot_with(nics: Vec<Nic>, scratch_bytes: Option<u64>) -> Self {
+impl Parts {
+    pub(crate) fn make() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let agent = std::env::var_os("CUMULET_GUEST").expect("CUMULET_GUEST names the static agent");
         let kernel = Kernel::install(&cache().join("guest-kernel"), &dir.path().join("kernel")).unwrap();
         let initramfs = initramfs::build(&kernel, Path::new(&agent), dir.path()).unwrap();
         let digest = format!("sha256:{}", "ab".repeat(32));
         let image = rootfs::build(&dir.path().join("images"), &digest, &[layer(dir.path())]).unwrap();
-        let mut disks = vec![disk(File::open(image).unwrap(), SERIAL, true)];
-        if let Some(bytes) = scratch_bytes {
-            let file = scratch::create(&dir.path().join("scratch"), bytes).unwrap();
-            disks.push(disk(file, SCRATCH_SERIAL, false));
-        }
-        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-        ours.set_nonblocking(true).unwrap();
-        let spec = MachineSpec {
-            name: "test".to_owned(),
+        Self { qemu: Qemu::find().unwrap(), dir, kernel, initramfs, image }
+    }
+
+    fn spec(&self, name: &str, channel: std::os::unix::net::UnixStream) -> MachineSpec {
+        let log = self.dir.path().join(format!("{name}.log"));
+        MachineSpec {
+            name: name.to_owned(),
             accelerator: Accelerator::Tcg,
             cpu_model: None,
             vcpus: 1,
             memory_bytes: 192 << 20,
             memory: Memory::Own,
             boot: Boot::Kernel {
-                image: File::open(kernel.image()).unwrap(),
-                initramfs: File::open(&initramfs).unwrap(),
+                image: File::open(self.kernel.image()).unwrap(),
+                initramfs: File::open(&self.initramfs).unwrap(),
                 // What the kernel says in between, for those who look for time: CUMULET_TEST_KERNEL="loglevel=7".
                 parameters: std::env::var("CUMULET_TEST_KERNEL").into_iter().collect(),
             },
-            channel: Some(theirs.into()),
-            console: ConsoleSpec {
-                log: dir.path().join("console.log"),
-                log_limit_bytes: 1 << 20,
-                socket: None,
-            },
-            disks,
-            nics,
-            page_reporting: true,
+            channel: Some(channel.into()),
+            console: ConsoleSpec { log, log_limit_bytes: 1 << 20, socket: None },
+            disks: vec![disk(File::open(&self.image).unwrap(), SERIAL, true)],
+            nics: Vec::new(),
+            // A machine with it could not be a template.
+            page_reporting: false,
             directories: Vec::new(),
             on_reboot: OnReboot::Fail,
             translation_cache_bytes: None,
             isolation: Isolation::default(),
-        };
+        }
+    }
+}
+
+impl Host {
+    /// Boots a machine and waits for its greeting.
+    pub(crate) async fn boot(nics: Vec<Nic>) -> Self {
+        Self::boot_with(&Parts::make(), nics, None).await
+    }
+
+    /// With a disk for writable layers, of that many bytes.
+    pub(crate) async fn boot_with(parts: &Parts, nics: Vec<Nic>, scratch_bytes: Option<u64>) -> Self {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let mut spec = parts.spec("first", theirs);
+        spec.nics = nics;
+        if let Some(bytes) = scratch_bytes {
+            let file = scratch::create(&parts.dir.path().join("scratch"), bytes).unwrap();
+            spec.disks.push(disk(file, SCRATCH_SERIAL, false));
+        }
+        let log = spec.console.log.clone();
         let began = Instant::now();
-        let machine = Machine::spawn(&Qemu::find().unwrap(), spec).await.unwrap();
-        machine.start().await.unwrap();
-        let mut host = Self {
-            machine,
-            link: HostLink::new(),
-            events: vec![],
-            replies: BTreeMap::new(),
-            snapshot: None,
-            outputs: BTreeMap::new(),
-            channel: UnixStream::from_std(ours).unwrap(),
-            epoch: 0,
-            dir,
-        };
+        let machine = Machine::spawn(&parts.qemu, spec).await.unwrap();
+        let mut host = Self::of(machine, ours, log);
+        host.machine.start().await.unwrap();
         host.reconnect().await;
         let uptime = host.snapshot.as_ref().unwrap().uptime_us / 1000;
         println!(
@@ -134,6 +141,52 @@ impl Host {
         );
         host.machine.guest_ready();
         host
+    }
+
+    /// Stops the machine and writes what clones begin with: its memory and its devices.
+    pub(crate) async fn save(&self, parts: &Parts) {
+        let at = |name: &str| File::create(parts.dir.path().join(name)).unwrap();
+        self.machine.pause().await.unwrap();
+        self.machine.save(at("state")).await.unwrap();
+        let copied = self.machine.copy_memory(&at("memory")).unwrap();
+        println!("template: {copied:?}");
+    }
+
+    /// A machine that goes on where the saved one was.
+    pub(crate) async fn clone_of(parts: &Parts, name: &str) -> Self {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let mut spec = parts.spec(name, theirs);
+        let open = |name: &str| File::open(parts.dir.path().join(name)).unwrap();
+        spec.boot = Boot::Incoming;
+        spec.memory = Memory::CopyOnWrite(open("memory"));
+        let log = spec.console.log.clone();
+        let began = Instant::now();
+        let machine = Machine::spawn(&parts.qemu, spec).await.unwrap();
+        let spawned = began.elapsed().as_millis();
+        let mut host = Self::of(machine, ours, log);
+        host.machine.load(open("state")).await.unwrap();
+        host.machine.start().await.unwrap();
+        let loaded = began.elapsed().as_millis();
+        host.epoch = 1000;
+        host.reconnect().await;
+        println!("{name}: QMP {spawned} ms, loaded {loaded} ms, greeting {} ms", began.elapsed().as_millis());
+        host.machine.guest_ready();
+        host
+    }
+
+    fn of(machine: Machine, channel: std::os::unix::net::UnixStream, log: PathBuf) -> Self {
+        channel.set_nonblocking(true).unwrap();
+        Self {
+            machine,
+            link: HostLink::new(),
+            events: vec![],
+            replies: BTreeMap::new(),
+            snapshot: None,
+            outputs: BTreeMap::new(),
+            channel: UnixStream::from_std(channel).unwrap(),
+            epoch: 0,
+            log,
+        }
     }
 
     /// Begins a conversation.
@@ -201,7 +254,6 @@ impl Host {
     }
 
     pub(crate) fn console(&self) -> String {
-        String::from_utf8_lossy(&fs::read(self.dir.path().join("console.log")).unwrap_or_default())
-            .into_owned()
+        String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 }
