@@ -11,4 +11,5 @@ mod hostile;
 mod peers;
 mod round_trip;
 mod support;
+mod tls;
 mod verbs;

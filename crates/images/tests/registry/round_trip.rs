@@ -269,3 +269,42 @@ async fn what_the_store_does_not_have_is_not_pushed() {
     let error = peer.client.push("a:1", &nowhere, &keyring, &()).await.expect_err("nobody listens");
     assert!(matches!(error, RegistryError::Unavailable { .. }), "{error}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pruning_takes_nothing_from_those_who_pull_and_push() {
+    let (registry, peer) = (Registry::start().await, Peer::new());
+    for i in 0..4 {
+        registry.add(&format!("app:{i}"), &image(&[100_000 + i, 60_000, 70_000 + i]));
+    }
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let pruners: Vec<_> = [peer.store.clone(), registry.store.clone()]
+        .into_iter()
+        .map(|store| {
+            let stop = Arc::clone(&stop);
+            std::thread::spawn(move || {
+                let mut rounds = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    store.prune(&[]).expect("prune");
+                    rounds += 1;
+                }
+                rounds
+            })
+        })
+        .collect();
+    for round in 0..12 {
+        let name = registry.name(&format!("app:{}", round % 4));
+        let pulled = pull(&peer.client, &name).await.expect("pull");
+        let copy = reference(&registry.name(&format!("copy:{round}")));
+        let pushed = peer.client.push(&name, &copy, &Keyring::default(), &()).await.expect("push");
+        assert_eq!(pushed.digest, pulled.digest);
+        peer.store.remove(&name).expect("remove");
+        registry.store.remove(&copy.to_string()).expect("remove");
+    }
+    stop.store(true, Ordering::Relaxed);
+    for pruner in pruners {
+        assert!(pruner.join().expect("pruner") > 0);
+    }
+    for store in [&peer.store, &registry.store] {
+        assert_eq!(store.verify().expect("verify"), Vec::<String>::new());
+    }
+}

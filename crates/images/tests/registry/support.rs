@@ -94,6 +94,7 @@ async fn middleman(State(log): State<Arc<Log>>, request: Request, next: Next) ->
 /// Our endpoint over a store of its own, behind a middleman.
 pub(crate) struct Registry {
     pub(crate) server: Server,
+    pub(crate) router: Router,
     pub(crate) store: ImageStore,
     pub(crate) log: Arc<Log>,
     _dir: TempDir,
@@ -118,8 +119,9 @@ impl Registry {
         let endpoint = Endpoint::new(store.clone(), options).expect("endpoint");
         let log = Arc::new(Log { interfere, requests: Mutex::default() });
         let layer = axum::middleware::from_fn_with_state(Arc::clone(&log), middleman);
-        let server = serve(listener, &host, endpoint.router().layer(layer));
-        Self { server, store, log, _dir: dir }
+        let router = endpoint.router().layer(layer);
+        let server = serve(listener, &host, router.clone());
+        Self { server, router, store, log, _dir: dir }
     }
 
     pub(crate) fn name(&self, rest: &str) -> String {

@@ -169,20 +169,26 @@ fn tls() -> Client<HttpsConnector<HttpConnector>, Body> {
 
 fn failure(error: &hyper_util::client::legacy::Error) -> Failure {
     let mut words = chain(error);
-    let mut source = std::error::Error::source(error);
-    let mut tls = None;
-    while let Some(cause) = source {
-        let inner = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        tls = tls.or(inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()));
-        source = cause.source();
-    }
-    match tls {
+    match tls_error(error) {
         None => Failure::Connection(words),
         Some(rustls::Error::InvalidMessage(_)) => {
             words += "; if it speaks plain HTTP, list it under \"insecure\" in the registries file";
             Failure::Peer(words)
         }
         Some(_) => Failure::Peer(words),
+    }
+}
+
+/// The failure of encryption that is behind an error. System errors hide what they carry from the chain of causes.
+fn tls_error<'e>(mut error: &'e (dyn std::error::Error + 'static)) -> Option<&'e rustls::Error> {
+    loop {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        error = match error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+            Some(inner) => inner,
+            None => error.source()?,
+        };
     }
 }
 
