@@ -187,6 +187,7 @@ impl Builder<'_> {
         }
         let name = format!("base {}", word.text);
         if let Some(suite) = debian::suite_of(&word.text) {
+            self.sandbox(word.at)?;
             let layers = self.step(steps, &name, || {
                 let (layer, known) = self.debian_base(suite, &word)?;
                 Ok((self.ready(vec![layer])?, usize::from(known)))
@@ -255,9 +256,9 @@ impl Builder<'_> {
         words: &[Word],
         steps: &mut Vec<Step>,
     ) -> Result<(), ImageError> {
-        if words.is_empty() {
-            return Ok(());
-        }
+        let Some(first) = words.first() else { return Ok(()) };
+        // Whoever brings no sandbox wants no other program to run either.
+        self.sandbox(first.at)?;
         let added = self.step(steps, &format!("{key} ({})", words.len()), || {
             let (layer, known) = match stack.layers.is_empty() {
                 true => self.debian_unpacked(key, words)?,
