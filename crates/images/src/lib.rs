@@ -1,9 +1,10 @@
-//! Images: a content store, import of archives, unpacking, and a small build.
+//! Images: a content store, import of archives, unpacking, a registry's client and endpoint, and the composer.
 //!
 //! ```text
 //!   DIR/refs.json             name → manifest digest; replaced atomically; what is not in it does not exist
 //!   DIR/blobs/sha256/<hex>    manifests, configs, layers as they came, each under its own digest
 //!   DIR/layers/<hex>/         layers unpacked for overlayfs, by the digest of the uncompressed tar
+//!   DIR/leases/, DIR/partial/ what is about to be named, and downloads that broke off: see `content`
 //!   DIR/tmp/                  work of running imports; removed at open when its process is gone
 //!   DIR/lock, DIR/gc.lock     flocks: short changes of the above; imports (shared) against pruning (exclusive)
 //! ```
@@ -12,8 +13,8 @@
 //! leaves either the whole image or none of it. Blobs and layers never change once they have their name. Several
 //! processes may use one directory.
 //!
-//! Calls block; asynchronous callers use a blocking thread. Absent on purpose: the network (a registry client only
-//! has to stage blobs, as [`ImageStore::load`] does), Kubernetes' vocabulary, mounting.
+//! Calls of the store block; asynchronous callers use a blocking thread. The registry's two sides ([`Client`],
+//! [`Endpoint`]) are asynchronous. Absent on purpose: Kubernetes' vocabulary, mounting, listening.
 
 mod build;
 mod content;
