@@ -164,10 +164,11 @@ impl CommandLine {
         match std::mem::replace(&mut spec.boot, Boot::Firmware) {
             Boot::Kernel { image, initramfs, parameters } => {
                 quick_firmware(self);
-                let image = match preload(&image, &self.memory, spec.memory_bytes)? {
-                    Some(stub) if spec.on_reboot == OnReboot::Fail => stub,
-                    _ => image,
+                let preloaded = match spec.on_reboot {
+                    OnReboot::Fail => preload(&image, &self.memory, spec.memory_bytes)?,
+                    OnReboot::Reset => None,
                 };
+                let image = preloaded.unwrap_or(image);
                 let image = self.pass(image);
                 let initramfs = self.pass(initramfs);
                 self.add("-kernel", format!("/proc/self/fd/{image}"));

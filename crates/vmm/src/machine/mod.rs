@@ -130,7 +130,8 @@ impl Machine {
     pub async fn start(&self) -> Result<(), Error> {
         self.require("start", |s| matches!(s, State::Created))?;
         self.tell(Event::Started);
-        self.command("cont").await
+        self.command("cont").await?;
+        self.wait_for(|s| !matches!(s, State::Created)).await
     }
 
     /// Notes that the guest's agent has answered.
@@ -283,7 +284,7 @@ impl Driver {
         mut orders: mpsc::UnboundedReceiver<Order>,
         console: JoinHandle<()>,
     ) {
-        let mut connected = true;
+        let (mut connected, mut owned) = (true, true);
         while !self.ended {
             // Every arm is cancel-safe: receiving takes a whole message, and waiting for a child can be repeated.
             tokio::select! {
@@ -304,10 +305,14 @@ impl Driver {
                     }
                     self.apply(&Event::Exited { code, signal });
                 }
-                order = orders.recv() => match order {
+                order = orders.recv(), if owned => match order {
                     Some(Order::Event(event)) => self.apply(&event),
+                    Some(Order::Kill) => self.kill(),
                     // All handles are gone: nobody wants the machine any more.
-                    Some(Order::Kill) | None => self.kill(),
+                    None => {
+                        owned = false;
+                        self.kill();
+                    }
                 },
             }
         }
