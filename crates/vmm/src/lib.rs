@@ -33,5 +33,5 @@ pub use machine::spec::{
     Prepare, SharedDirectory,
 };
 pub use machine::state::{Event, Failure, State, Verdict};
-pub use machine::{Machine, MemoryCopy, ProcessUsage, Stats};
+pub use machine::{Machine, MemoryCopy, ProcessUsage, Stats, sealed_memory};
 pub use qemu::{OLDEST, Qemu};

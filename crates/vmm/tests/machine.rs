@@ -6,7 +6,8 @@
 
 use cumulet_vmm::{
     Accelerator, Backing, Boot, ConsoleSpec, Disk, DiskFormat, Failure, Isolation, Kernel, Machine,
-    MachineSpec, Memory, Nic, OnReboot, Qemu, State, initramfs, kvm, rootfs, scratch, virtiofs::Virtiofsd,
+    MachineSpec, Memory, Nic, OnReboot, Qemu, State, initramfs, kvm, rootfs, scratch, sealed_memory,
+    virtiofs::Virtiofsd,
 };
 use std::fs::{self, File};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -318,7 +319,6 @@ async fn clones_go_on_where_their_template_was() {
     let saved = begin.elapsed();
     let copied_path = dir.path().join("memory-copy");
     let copy = template.copy_memory(&File::create(&copied_path).unwrap()).unwrap();
-    give(&copied_path);
     println!(
         "devices' state: {} bytes in {saved:?}; {copy:?} after {:?}",
         fs::metadata(&state_path).unwrap().len(),
@@ -326,8 +326,10 @@ async fn clones_go_on_where_their_template_was() {
     );
     let before_clones = sha256(&memory_path);
     assert_eq!(before_clones, sha256(&copied_path));
-    let (one, two) =
-        tokio::join!(clone(dir.path(), "x-one", &memory_path), clone(dir.path(), "x-two", &copied_path));
+    // From the file, and from memory that nobody can change.
+    let (sealed, _) = sealed_memory(&File::open(&copied_path).unwrap()).unwrap();
+    let file = File::open(&memory_path).unwrap();
+    let (one, two) = tokio::join!(clone(dir.path(), "x-one", file), clone(dir.path(), "x-two", sealed));
     for (machine, mut channel) in [one, two] {
         let after: f64 = channel.ask("t").await.parse().unwrap();
         assert!(after >= before && after < before + 20.0, "{before} {after}");
@@ -353,13 +355,13 @@ fn sha256(path: &Path) -> String {
     String::from_utf8(output.stdout).unwrap().split(' ').next().unwrap().to_owned()
 }
 
-async fn clone(dir: &Path, name: &str, memory: &Path) -> (Machine, Channel) {
+async fn clone(dir: &Path, name: &str, memory: File) -> (Machine, Channel) {
     let own = dir.join(name);
     fs::create_dir(&own).unwrap();
     let (mut spec, mut channel) = order(&own);
     spec.page_reporting = false;
     spec.boot = Boot::Incoming;
-    spec.memory = Memory::CopyOnWrite(File::open(memory).unwrap());
+    spec.memory = Memory::CopyOnWrite(memory);
     let begin = Instant::now();
     let machine = Machine::spawn(&parts().qemu, spec).await.unwrap();
     let spawned = begin.elapsed();

@@ -19,7 +19,7 @@ pub mod state;
 
 pub use process::ProcessUsage;
 pub(crate) use process::keep_open;
-pub use snapshot::MemoryCopy;
+pub use snapshot::{MemoryCopy, sealed_memory};
 
 use crate::error::system;
 use crate::qmp::{Balloon, BlockCounters, BlockStats, Qmp, QmpEvent};

@@ -13,6 +13,8 @@ use crate::Error;
 use crate::error::system;
 use crate::qmp::MigrationStatus;
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::{Whence, lseek};
 use serde_json::{Value, json};
 use std::fs::File;
@@ -102,6 +104,25 @@ impl Machine {
     }
 }
 
+/// A copy of a template's memory that nobody can change any more, for [`super::spec::Memory::CopyOnWrite`].
+///
+/// QEMU before 8.2 opens the memory for writing even where it maps it copy-on-write. With a file, a clone's QEMU that a
+/// guest has taken over could so change what all other clones start from; this memory refuses, and any user may open it
+/// through a descriptor. It stays as long as somebody holds a descriptor, and cannot be evicted while it is held.
+///
+/// # Errors
+/// There is not enough memory, or the file cannot be read.
+pub fn sealed_memory(from: &File) -> Result<(File, MemoryCopy), Error> {
+    let memory = memfd_create(c"template-memory", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)
+        .map_err(system("make the template's memory"))?;
+    let memory = File::from(memory);
+    let copy = copy_sparse(from, &memory)?;
+    let seals =
+        SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+    fcntl(&memory, FcntlArg::F_ADD_SEALS(seals)).map_err(system("seal the template's memory"))?;
+    Ok((memory, copy))
+}
+
 /// Copies what is in a file, leaving holes where there are holes or zeroes.
 fn copy_sparse(from: &File, to: &File) -> Result<MemoryCopy, Error> {
     let size = from.metadata().map_err(system("look at the memory"))?.len();
@@ -173,6 +194,22 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::os::unix::fs::MetadataExt;
+
+    #[test]
+    fn sealed_memory_cannot_be_changed() {
+        let from = tempfile::tempfile().unwrap();
+        from.set_len(1 << 20).unwrap();
+        from.write_all_at(b"template", 8192).unwrap();
+        let (memory, copy) = sealed_memory(&from).unwrap();
+        assert_eq!(copy, MemoryCopy { size_bytes: 1 << 20, data_bytes: PAGE as u64 });
+        assert!(memory.write_all_at(b"x", 0).is_err() && memory.set_len(0).is_err());
+        let punch = nix::fcntl::FallocateFlags::FALLOC_FL_PUNCH_HOLE
+            | nix::fcntl::FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        assert!(nix::fcntl::fallocate(&memory, punch, 8192, 4096).is_err());
+        let mut text = [0; 8];
+        memory.read_exact_at(&mut text, 8192).unwrap();
+        assert_eq!(&text, b"template");
+    }
 
     proptest! {
         #[test]
