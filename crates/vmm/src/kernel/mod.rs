@@ -245,3 +245,6 @@ fn fill(into: &Path, release: &str, image: &Path, modules: &Path) -> Result<(), 
         .map_err(|e| Error::Kernel { path: path.clone(), reason: e.to_string() })?;
     write(&path, &bytes)
 }
+
+#[cfg(test)]
+mod tests;

@@ -178,12 +178,12 @@ fn section<'a>(elf: &'a [u8], wanted: &[u8]) -> Option<&'a [u8]> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use proptest::prelude::*;
 
     /// A file with the sections that are read, and nothing else.
-    fn module(depends: &str) -> Vec<u8> {
+    pub(in crate::kernel) fn module(depends: &str) -> Vec<u8> {
         let info = format!("license=GPL\0depends={depends}\0name=x\0");
         let names = b"\0.modinfo\0.shstrtab\0";
         let mut out = vec![0; 64];
