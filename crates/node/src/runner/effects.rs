@@ -86,6 +86,7 @@ async fn prepare_volumes(context: Arc<PodContext>) {
     match prepared.await {
         Ok(prepared) => {
             context.live().prepared = Some(prepared);
+            context.news.notify_waiters();
             context.report(Event::VolumesReady);
         }
         Err(message) => context.report(Event::VolumesFailed { message }),

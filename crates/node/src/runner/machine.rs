@@ -34,7 +34,7 @@ impl Parts {
         }
         let images = timeout(IMAGES, images(context, pod))
             .await
-            .map_err(|_| "the images of the pod are not all there yet".to_owned())?;
+            .map_err(|_| "the images and volumes of the pod are not all there yet".to_owned())?;
         let maker = host.clone();
         let disks = blocking(move || {
             let mut disks: BTreeMap<String, VmImage> = BTreeMap::new();
@@ -60,18 +60,20 @@ impl Parts {
     }
 }
 
-/// Waits for the images of all containers, which are looked for meanwhile.
+/// Waits for the images of all containers, which are looked for meanwhile, and for directories of the host.
 async fn images(context: &PodContext, pod: &Pod) -> Vec<ResolvedImage> {
     let spec = pod.spec.iter();
     let names = spec.flat_map(|s| s.init_containers.iter().flatten().chain(&s.containers)).map(|c| &c.name);
     let names: Vec<&String> = names.collect();
+    let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
+    let shares = volumes.into_iter().any(|volume| volume.host_path.is_some());
     loop {
         let news = context.news.notified();
         let found: Vec<_> = {
             let live = context.live();
             names.iter().filter_map(|name| live.images.get(*name).cloned()).collect()
         };
-        if found.len() == names.len() {
+        if found.len() == names.len() && (!shares || context.live().prepared.is_some()) {
             return found;
         }
         news.await;

@@ -36,7 +36,7 @@ pub(crate) struct PodContext {
     pod: ArcSwap<Pod>,
     live: Mutex<Live>,
     kind: OnceCell<Kind>,
-    /// Told when an image has come.
+    /// Told when an image has come, or the volumes are prepared.
     pub(crate) news: Notify,
     /// Cancelled when the pod is being deleted, or gone from the API.
     going: CancellationToken,

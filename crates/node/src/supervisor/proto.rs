@@ -299,6 +299,13 @@ pub enum VmVolume {
         /// Group that owns them.
         gid: Option<u32>,
     },
+    /// A directory of the host, by virtiofs.
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// No container may write it.
+        read_only: bool,
+    },
     /// A directory inside the guest.
     EmptyDir {
         /// Limit in bytes.

@@ -103,7 +103,7 @@ impl Hosts {
         };
         // Without a verdict the slower way is the one that works.
         let emulation = match probe.run().await {
-            Ok(verdict) => (!verdict.usable).then_some(verdict.reason),
+            Ok(verdict) => (!verdict.usable).then(|| verdict.reason.lines().collect::<Vec<_>>().join("; ")),
             Err(error) => Some(text(&error)),
         };
         Ok(Arc::new(Host {

@@ -54,14 +54,14 @@ pub(crate) fn vm_spec(
         images,
         mac: cumulet_net::hardware_address(address),
         etc: dirs.etc(),
-        volumes: volumes.filter_map(|v| Some((v.name.clone(), volume(v, dirs, group)?))).collect(),
+        volumes: volumes.filter_map(|v| Some((v.name.clone(), volume(v, pod, dirs, group)?))).collect(),
         share_process_namespace: pod.spec.as_ref().and_then(|s| s.share_process_namespace) == Some(true),
         limits: size.limits,
     }
 }
 
 /// Kinds that a machine does not have were refused when the volumes were prepared.
-fn volume(volume: &Volume, dirs: &PodDirs, gid: Option<u32>) -> Option<VmVolume> {
+fn volume(volume: &Volume, pod: &Pod, dirs: &PodDirs, gid: Option<u32>) -> Option<VmVolume> {
     if let Some(source) = &volume.empty_dir {
         let limit = source.size_limit.as_ref().and_then(|q| Quantity::parse(&q.0).ok());
         return Some(VmVolume::EmptyDir {
@@ -69,6 +69,11 @@ fn volume(volume: &Volume, dirs: &PodDirs, gid: Option<u32>) -> Option<VmVolume>
             memory: source.medium.as_deref() == Some("Memory"),
             gid,
         });
+    }
+    if let Some(source) = &volume.host_path {
+        let mut mounts = containers(pod).flat_map(|c| c.volume_mounts.iter().flatten());
+        let read_only = mounts.all(|m| m.name != volume.name || m.read_only == Some(true));
+        return Some(VmVolume::Directory { path: source.path.clone().into(), read_only });
     }
     payload::is_payload(volume).then(|| VmVolume::Files { dir: dirs.volumes().join(&volume.name), gid })
 }
@@ -87,6 +92,10 @@ pub(crate) fn mounts(container: &Container, environment: &Environment) -> Vec<Mo
         read_only: mount.read_only.unwrap_or(false),
     };
     wanted.into_iter().map(one).collect()
+}
+
+fn containers(pod: &Pod) -> impl Iterator<Item = &Container> {
+    pod.spec.iter().flat_map(|s| s.init_containers.iter().flatten().chain(&s.containers))
 }
 
 /// Containers run together, init containers one after the other: a pod needs what its containers need in sum, or what
@@ -121,7 +130,9 @@ fn size(pod: &Pod, overhead: &BTreeMap<String, ApiQuantity>, cpus: i64) -> Size 
     let extra_cpu = fixed("cpu").map_or(0, |q| q.millis());
     let limits = Resources {
         memory_limit_bytes: memory_limit.map(|_| memory_bytes.saturating_add(monitor)),
-        cpu_shares: cpu_request.and_then(|m| u64::try_from(m.saturating_mul(1024) / 1000).ok()).map(|s| s.max(2)),
+        cpu_shares: cpu_request
+            .and_then(|m| u64::try_from(m.saturating_mul(1024) / 1000).ok())
+            .map(|s| s.max(2)),
         cpu_quota_us: cpu_limit.map(|m| m.saturating_add(extra_cpu).saturating_mul(100).max(1000)),
         ..Resources::default()
     };
@@ -139,8 +150,12 @@ mod tests {
         let pod: Pod = serde_json::from_value(json!({"spec": spec})).unwrap();
         let overhead = serde_json::from_value(overhead).unwrap();
         let got = size(&pod, &overhead, 4);
-        let got =
-            (got.vcpus, got.memory_bytes / MIB, got.limits.memory_limit_bytes.map(|b| b / MIB), got.limits.cpu_quota_us);
+        let got = (
+            got.vcpus,
+            got.memory_bytes / MIB,
+            got.limits.memory_limit_bytes.map(|b| b / MIB),
+            got.limits.cpu_quota_us,
+        );
         assert_eq!(got, expected, "{spec}");
     }
 
@@ -158,9 +173,17 @@ mod tests {
         check(json!({"containers": [small, small]}), fixed, (3, 296, Some(360), Some(310_000)));
         // One that does not say has no limit, and so has the pod.
         check(json!({"containers": [small, {"name": "d"}]}), none.clone(), (1, 256, None, None));
-        check(json!({"containers": [container("1", "1Gi", "requests")]}), none.clone(), (1, 1120, None, None));
+        check(
+            json!({"containers": [container("1", "1Gi", "requests")]}),
+            none.clone(),
+            (1, 1120, None, None),
+        );
         let init = container("100", "512Mi", "limits");
-        check(json!({"containers": [small], "initContainers": [init]}), none, (4, 608, Some(800), Some(10_000_000)));
+        check(
+            json!({"containers": [small], "initContainers": [init]}),
+            none,
+            (4, 608, Some(800), Some(10_000_000)),
+        );
     }
 
     #[test]
@@ -171,7 +194,8 @@ mod tests {
         let none = crate::inputs::ObjectSet::default();
         let env = crate::env::build(&Pod::default(), &container, &[], &Default::default(), &none).unwrap();
         let got = mounts(&container, &env);
-        let got: Vec<_> = got.iter().map(|m| (m.destination.as_str(), m.sub_path.as_str(), m.read_only)).collect();
+        let got: Vec<_> =
+            got.iter().map(|m| (m.destination.as_str(), m.sub_path.as_str(), m.read_only)).collect();
         assert_eq!(got, [("/a", "", true), ("/a/b", "x", false)]);
     }
 }

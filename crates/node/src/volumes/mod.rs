@@ -18,6 +18,7 @@ use crate::dirs::{PodDirs, component};
 use crate::env::{Environment, Objects, PodFacts};
 use cumulet_api::Quantity;
 use cumulet_container::{Mount, MountSource, Propagation};
+use cumulet_vmm::virtiofs::Virtiofsd;
 use k8s_openapi::api::core::v1::{Container, EmptyDirVolumeSource, Pod, Volume, VolumeMount};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use std::collections::HashMap;
@@ -62,12 +63,19 @@ pub(crate) fn prepare(
     Ok(prepared)
 }
 
-/// Volumes that a virtual machine has inside itself need nothing here; directories of the host cannot be had in one.
+/// Volumes that a virtual machine has inside itself need nothing here; of the host it can have directories.
 fn in_machine(volume: &Volume, dirs: &PodDirs) -> Result<Option<PathBuf>, String> {
-    if volume.host_path.is_some() {
-        return Err("a virtual machine of this version has no directories of the host; it has emptyDir, configMap, \
-                    secret, downwardAPI and projected"
-            .to_owned());
+    if let Some(source) = &volume.host_path {
+        Virtiofsd::find()
+            .map_err(|e| format!("a virtual machine gets directories of the host by virtiofs: {e}"))?;
+        let path = host_path::prepare(source)?;
+        if !path.is_dir() {
+            return Err(format!(
+                "hostPath {} is not a directory, which is all that virtiofs has",
+                source.path
+            ));
+        }
+        return Ok(Some(path));
     }
     Ok(volume.empty_dir.is_some().then(|| dirs.volumes().join(&volume.name)))
 }

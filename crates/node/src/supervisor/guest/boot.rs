@@ -1,11 +1,12 @@
 //! From a pod's [`VmSpec`] to a running machine, and to what its agent is told first.
 
-use super::files::Files;
+use super::files::{Files, tag};
 use crate::supervisor::files::{CONSOLE_LOG, CONSOLE_SOCKET, MACHINE};
-use crate::supervisor::proto::{PodNetwork, SandboxSpec, VmSpec};
+use crate::supervisor::proto::{PodNetwork, SandboxSpec, VmSpec, VmVolume};
 use crate::supervisor::record::{Record, now_us};
 use cumulet_container::cgroup::Cgroup;
 use cumulet_guest_proto::spec::{FileTree, Network, Pod, Route};
+use cumulet_vmm::virtiofs::{Served, Virtiofsd};
 use cumulet_vmm::{
     Accelerator, Boot, ConsoleSpec, Disk, DiskFormat, Isolation, Machine, MachineSpec, Memory, Nic, OnReboot,
     State,
@@ -15,7 +16,9 @@ use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
+use std::rc::Rc;
 use tokio::net::UnixStream;
+use tokio::process::Child;
 
 /// Size at which the console's log is rotated, in bytes; two parts are kept.
 const CONSOLE_LOG_BYTES: u64 = 1 << 20;
@@ -30,6 +33,8 @@ const ENTROPY_BYTES: usize = 64;
 #[derive(Clone)]
 pub(super) struct Qemu {
     machine: Machine,
+    /// What serves directories of the host to the guest; killed when this goes.
+    _daemons: Rc<[Child]>,
 }
 
 impl Qemu {
@@ -40,10 +45,14 @@ impl Qemu {
         network: &PodNetwork,
         channel: UnixStream,
     ) -> Result<Self, String> {
-        let spec = machine_spec(record, vm, network, channel)?;
+        let mut spec = machine_spec(record, vm, network, channel)?;
+        let served = serve(vm, &record.dir.join(MACHINE))?;
+        let (directories, daemons): (Vec<_>, Vec<_>) =
+            served.into_iter().map(|served| (served.directory, served.process)).unzip();
+        spec.directories = directories;
         let machine = Machine::spawn(&vm.qemu, spec).await.map_err(|e| text(&e))?;
         machine.start().await.map_err(|e| text(&e))?;
-        Ok(Self { machine })
+        Ok(Self { machine, _daemons: daemons.into() })
     }
 
     /// The guest has answered.
@@ -119,6 +128,18 @@ fn machine_spec(
         translation_cache_bytes: None,
         isolation: isolation(record, vm)?,
     })
+}
+
+/// Serves the directories of the host that are volumes.
+fn serve(vm: &VmSpec, work: &Path) -> Result<Vec<Served>, String> {
+    let mut served = Vec::new();
+    for (number, volume) in vm.volumes.values().enumerate() {
+        if let VmVolume::Directory { path, read_only } = volume {
+            let daemon = Virtiofsd::find().map_err(|e| text(&e))?;
+            served.push(daemon.serve(path, &tag(number), *read_only, work).map_err(|e| text(&e))?);
+        }
+    }
+    Ok(served)
 }
 
 /// QEMU's own user, the pod's cgroup, and namespaces without any interface.

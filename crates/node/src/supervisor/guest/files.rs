@@ -27,13 +27,17 @@ pub(super) struct Files {
 impl Files {
     /// The volumes as the guest is to have them at first. Those of files begin empty: [`Self::changes`] fills them.
     pub(super) fn volumes(volumes: &BTreeMap<String, VmVolume>) -> BTreeMap<String, Volume> {
-        let one = |volume: &VmVolume| match volume {
+        let one = |(number, volume): (usize, &VmVolume)| match volume {
             VmVolume::Files { gid, .. } => Volume::Files { files: FileTree::new(), gid: *gid },
+            VmVolume::Directory { read_only, .. } => {
+                Volume::Virtiofs { tag: tag(number), read_only: *read_only }
+            }
             VmVolume::EmptyDir { size_bytes, memory, gid } => {
                 Volume::EmptyDir { size_bytes: *size_bytes, memory: *memory, gid: *gid }
             }
         };
-        volumes.iter().map(|(name, volume)| (name.clone(), one(volume))).collect()
+        let numbered = volumes.iter().enumerate();
+        numbered.map(|(number, (name, volume))| (name.clone(), one((number, volume)))).collect()
     }
 
     /// The files of `/etc`.
@@ -78,6 +82,11 @@ impl Files {
         self.versions.borrow_mut().clear();
         self.etc.borrow_mut().clear();
     }
+}
+
+/// What the guest mounts the directory by that is the volume of this number: names of volumes may be too long.
+pub(super) fn tag(number: usize) -> String {
+    format!("volume{number}")
 }
 
 /// All regular files below a directory. Symbolic links are not followed.

@@ -276,6 +276,11 @@ impl Link {
         Opened { stream, output: [out_queue, err_queue], end }
     }
 
+    /// True until the stream is forgotten.
+    pub(super) fn knows(&self, stream: u32) -> bool {
+        self.streams.borrow().contains_key(&stream)
+    }
+
     /// Forgets a stream whose process has ended or was never started.
     pub(super) fn forget(&self, stream: u32) {
         self.proto.borrow_mut().forget_stream(stream);

@@ -58,8 +58,11 @@ pub(in crate::supervisor) struct GuestProcess {
 }
 
 impl GuestProcess {
-    /// Kills the command and its process group. One that has ended is left alone: streams are never used again.
+    /// Kills the command and its process group, unless it has ended.
     pub(in crate::supervisor) fn kill(&self) {
+        if !self.link.knows(self.stream) {
+            return;
+        }
         self.link.discard(self.stream);
         self.link.post(Request::KillExec { stream: self.stream });
     }
