@@ -274,12 +274,12 @@ async fn limits(host: &mut Host) {
         exec(
             "busy",
             23,
-            "hostname; date +%Y; cat /proc/sys/kernel/random/boot_id /run/cumulet/* /tmp/hooked",
+            "echo $A; hostname; date +%Y; cat /proc/sys/kernel/random/boot_id /run/cumulet/* /tmp/hooked",
         ),
     )
     .await
     .1;
-    assert_eq!(seen, "clone-1\n2030\n11111111-2222-3333-4444-555555555555\nA=b\n1\n{}1\n");
+    assert_eq!(seen, "b\nclone-1\n2030\n11111111-2222-3333-4444-555555555555\nA=b\n1\n{}1\n");
     let Reply::Stats(stats) = host.ask(Request::Stats).await else { panic!() };
     println!("{stats:?}");
     assert!(stats.containers["busy"].cpu_usage_us > 0 && stats.guest.memory_total_bytes > 64 << 20);
@@ -367,7 +367,8 @@ async fn addresses_change() {
 #[tokio::test]
 #[ignore = "boots a virtual machine with the agent in CUMULET_GUEST"]
 async fn settings_count() {
-    let mut host = Host::boot_with(&Parts::make(), Vec::new(), Some(64 << 20)).await;
+    let parts = Parts::make();
+    let mut host = Host::boot_with(&parts, Vec::new(), Some(64 << 20)).await;
     let memory = Volume::EmptyDir { size_bytes: Some(1 << 20), memory: true, gid: None };
     let mut order = pod();
     order.share_process_namespace = true;
@@ -419,6 +420,12 @@ async fn settings_count() {
         assert!(seen.contains(part), "{part:?}");
     }
     assert_eq!(seen.matches("Read-only file system").count(), 2, "{seen}");
+
+    // The right to make device nodes opens none.
+    let script = "mkdir -p /tmp; for at in /dev/x /tmp/x /dev/shm/x; do mknod $at b 254 0; head -c1 $at; done; \
+        echo fine > /dev/null && head -c3 /dev/zero | wc -c";
+    let seen = run(&mut host, exec("one", 6, script)).await.1;
+    assert!(seen.starts_with("3\n") && seen.matches("x: Permission denied").count() == 3, "{seen}");
 
     let mut strong = container(
         "strong",

@@ -42,7 +42,8 @@ pub struct Identity {
     pub volumes: BTreeMap<String, FileTree>,
     /// `/run/cumulet/identity.json` in containers.
     pub document: Bytes,
-    /// `/run/cumulet/env` in containers: lines of `NAME=value`.
+    /// `/run/cumulet/env` in containers: lines of `NAME=value`. Commands (exec, hook) get these variables; a process that
+    /// runs since before keeps its own.
     pub env: Bytes,
     /// Command to run before the thaw.
     pub after_restore: Option<Hook>,

@@ -78,7 +78,7 @@ impl Agent {
                     self.run_hook(hook)?;
                 }
             }
-            Phase::Thaw => self.set_frozen(false)?,
+            Phase::Thaw => self.thaw()?,
         }
         let micros = micros(began);
         report.phases.push((phase, micros));
@@ -87,6 +87,7 @@ impl Agent {
     }
 
     fn write_files(&mut self, identity: &Identity) -> Result<(), Error> {
+        self.env = lines(&String::from_utf8_lossy(&identity.env.0));
         let file = |content: Vec<u8>, mode| File { content: content.into(), mode, uid: None };
         let pod = self.configured()?;
         pod.write_etc(&identity.etc)?;
@@ -109,6 +110,7 @@ impl Agent {
         let main = self.processes.get(&container.order.stream).filter(|_| running).ok_or_else(not_running)?;
         let mut wanted = program(&container.order);
         wanted.process.args = hook.command.clone();
+        replace_variables(&mut wanted.process.env, &self.env);
         let cgroup = Cgroup::hook();
         let launched = launch::command(main.pidfd.as_fd(), &wanted, Stdio::Null, &cgroup.open()?)?;
         let limit = Duration::from_millis(hook.timeout_ms);
@@ -129,6 +131,32 @@ impl Agent {
     }
 }
 
+/// Lines of `NAME=value`.
+fn lines(text: &str) -> Vec<String> {
+    text.lines().filter(|line| line.contains('=')).map(str::to_owned).collect()
+}
+
+/// Gives variables the values of the identity, so that commands see who they are.
+pub(super) fn replace_variables(env: &mut Vec<String>, new: &[String]) {
+    for variable in new {
+        let name = variable.split_inclusive('=').next().unwrap_or_default();
+        env.retain(|old| !old.starts_with(name));
+        env.push(variable.clone());
+    }
+}
+
 fn micros(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_are_replaced() {
+        let mut env = ["POD_IP=1", "POD=x", "A=b"].map(str::to_owned).to_vec();
+        replace_variables(&mut env, &lines("POD_IP=2\nodd\nNEW=c=d\n"));
+        assert_eq!(env, ["POD=x", "A=b", "POD_IP=2", "NEW=c=d"]);
+    }
 }

@@ -1,6 +1,7 @@
 //! Commands in running containers.
 
 use super::Agent;
+use super::adopt::replace_variables;
 use super::containers::{State, program};
 use super::process::Role;
 use crate::container::{Stdio, launch};
@@ -34,6 +35,7 @@ impl Agent {
         let target = main.ok_or_else(not_running)?.pidfd.as_fd();
         let mut wanted = program(&container.order);
         wanted.process.args = order.command;
+        replace_variables(&mut wanted.process.env, &self.env);
         let stdio = if order.tty {
             Stdio::Terminal { columns: order.columns, rows: order.rows }
         } else {

@@ -61,6 +61,8 @@ pub(crate) struct Agent {
     /// The interface was taken down for a snapshot.
     quiet: bool,
     generation: u64,
+    /// Variables of the identity, for commands.
+    env: Vec<String>,
     shutdown: Option<Shutdown>,
     /// Told to every host.
     problems: Vec<String>,
@@ -93,6 +95,7 @@ impl Agent {
             frozen: false,
             quiet: false,
             generation: 0,
+            env: vec![],
             shutdown: None,
             problems,
         };

@@ -132,7 +132,7 @@ impl Agent {
     }
 
     /// Lets containers go on, with the network as it was if it was taken down.
-    fn thaw(&mut self) -> Result<(), Error> {
+    pub(super) fn thaw(&mut self) -> Result<(), Error> {
         if self.quiet {
             let network = self.pod.as_ref().and_then(Pod::network);
             network.map_or(Ok(()), net::configure)?;

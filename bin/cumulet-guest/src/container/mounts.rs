@@ -2,12 +2,16 @@
 //!
 //! Runs in the child, in a mount namespace of its own; what fails here ends the child. Destinations are resolved
 //! inside the new root by the kernel, so that an image cannot direct a mount elsewhere.
+//!
+//! No file system that a container can write allows devices (`nodev`), and those that it has are bind mounts of the
+//! agent's: the right to make device nodes, which containers have by default, so opens none of the guest's, above all
+//! not the channel to the host.
 
 use super::rootfs::{Place, Tree, checked};
 use crate::error::{Doing, Error};
 use crate::sys;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+use nix::sys::stat::{Mode, SFlag, mknod};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
@@ -31,9 +35,8 @@ const MASKED: [&str; 12] = [
 /// Paths that can be read but not written.
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// Device nodes of every container: name, major, minor.
-const DEVICES: [(&str, u64, u64); 6] =
-    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+/// Devices of every container.
+const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 
 const LINKS: [(&str, &str); 5] = [
     ("fd", "/proc/self/fd"),
@@ -121,8 +124,8 @@ fn overlay(layout: &Layout) -> Result<PathBuf, Error> {
     let options =
         format!("lowerdir={},upperdir={},workdir={}", lower.join(":"), upper.display(), work.display());
     let volatile = format!("{options},volatile");
-    let try_mount =
-        |options: &str| mount(Some("overlay"), &root, Some("overlay"), MsFlags::empty(), Some(options));
+    let flags = no_devices(layout.privileged);
+    let try_mount = |options: &str| mount(Some("overlay"), &root, Some("overlay"), flags, Some(options));
     // Kernels before 5.10 do not know the option.
     try_mount(&volatile)
         .or_else(|_| try_mount(&options))
@@ -130,12 +133,17 @@ fn overlay(layout: &Layout) -> Result<PathBuf, Error> {
     Ok(root)
 }
 
+fn no_devices(privileged: bool) -> MsFlags {
+    if privileged { MsFlags::empty() } else { MsFlags::MS_NODEV }
+}
+
 fn standard(tree: &Tree, privileged: bool) -> Result<(), Error> {
     let strict = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     let system = if privileged { strict } else { strict | MsFlags::MS_RDONLY };
+    let dev = MsFlags::MS_NOSUID | MsFlags::MS_STRICTATIME | no_devices(privileged);
     let mounts = [
         ("proc", "/proc", strict, ""),
-        ("tmpfs", "/dev", MsFlags::MS_NOSUID | MsFlags::MS_STRICTATIME, "mode=755,size=65536k"),
+        ("tmpfs", "/dev", dev, "mode=755,size=65536k"),
         (
             "devpts",
             "/dev/pts",
@@ -155,38 +163,23 @@ fn standard(tree: &Tree, privileged: bool) -> Result<(), Error> {
 }
 
 fn devices(tree: &Tree, layout: &Layout) -> Result<(), Error> {
+    for name in DEVICES {
+        let (source, destination) = (Path::new("/dev").join(name), format!("/dev/{name}"));
+        bind(tree, &Bind { source, destination, ..Bind::default() })?;
+    }
     let open = tree.at(Path::new("/dev")).doing(|| "open /dev".to_owned())?;
     let dev = open.path();
-    let make = |name: &str, kind: SFlag, number, mode: u32| {
-        let at = dev.join(name);
-        mknod(&at, kind, Mode::from_bits_truncate(mode), number).doing(|| format!("make /dev/{name}"))?;
-        // Whatever the umask is.
-        let permissions = std::os::unix::fs::PermissionsExt::from_mode(mode);
-        fs::set_permissions(&at, permissions).doing(|| format!("set the mode of /dev/{name}"))
-    };
-    for (name, major, minor) in DEVICES {
-        make(name, SFlag::S_IFCHR, makedev(major, minor), 0o666)?;
-    }
     for (name, target) in LINKS {
         symlink(target, dev.join(name)).doing(|| format!("make /dev/{name}"))?;
     }
     if layout.privileged {
         for (name, kind, number) in all_devices() {
             // One that is there already stays.
-            let _ = make(&name, kind, number, 0o660);
+            let _ = mknod(&dev.join(name), kind, Mode::from_bits_truncate(0o660), number);
         }
     }
     for (source, destination) in &layout.devices {
-        let path = checked(destination).ok_or_else(|| not_plain(destination))?;
-        let number = fs::metadata(source).doing(|| format!("find device {}", source.display()))?.rdev();
-        if let Some(parent) = path.parent() {
-            tree.make_dir(parent).doing(|| format!("make {}", parent.display()))?;
-        }
-        let parent =
-            tree.at(path.parent().unwrap_or(path)).doing(|| format!("open the parent of {destination}"))?;
-        let at = parent.path().join(path.file_name().unwrap_or_default());
-        mknod(&at, SFlag::S_IFBLK, Mode::from_bits_truncate(0o660), number)
-            .doing(|| format!("make device {destination}"))?;
+        bind(tree, &Bind { source: source.clone(), destination: destination.clone(), ..Bind::default() })?;
     }
     Ok(())
 }

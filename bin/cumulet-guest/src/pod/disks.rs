@@ -23,7 +23,8 @@ fn find_in(sys_block: &Path, serial: &str) -> Option<String> {
 /// Mounts a file system at `at`, which is made.
 pub(super) fn mount_at(source: &Path, at: &Path, fs_type: &str, read_only: bool) -> Result<(), Error> {
     fs::create_dir_all(at).doing(|| format!("make {}", at.display()))?;
-    let flags = MsFlags::MS_NOATIME | if read_only { MsFlags::MS_RDONLY } else { MsFlags::empty() };
+    let plain = MsFlags::MS_NOATIME | MsFlags::MS_NODEV;
+    let flags = plain | if read_only { MsFlags::MS_RDONLY } else { MsFlags::empty() };
     let mounted = mount(Some(source), at, Some(fs_type), flags, None::<&str>);
     mounted.doing(|| format!("mount {} ({fs_type}) at {}", source.display(), at.display()))
 }

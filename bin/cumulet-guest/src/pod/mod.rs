@@ -237,9 +237,8 @@ fn writable() -> Result<(), Error> {
         return disks::mount_at(&disk, at, "ext4", false);
     }
     fs::create_dir_all(at).doing(|| format!("make {WRITABLE}"))?;
-    let options = Some("mode=755,size=75%");
-    mount(Some("tmpfs"), at, Some("tmpfs"), MsFlags::MS_NOATIME, options)
-        .doing(|| format!("mount {WRITABLE}"))
+    let (flags, options) = (MsFlags::MS_NOATIME | MsFlags::MS_NODEV, Some("mode=755,size=75%"));
+    mount(Some("tmpfs"), at, Some("tmpfs"), flags, options).doing(|| format!("mount {WRITABLE}"))
 }
 
 /// Where the layer of a container's instance lies.

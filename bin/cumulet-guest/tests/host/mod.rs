@@ -31,6 +31,8 @@ pub(crate) struct Host {
     channel: UnixStream,
     epoch: u64,
     log: PathBuf,
+    /// Kept as long as the machine.
+    parts: Option<Parts>,
 }
 
 /// Output beyond this is counted only.
@@ -116,7 +118,10 @@ impl Parts {
 impl Host {
     /// Boots a machine and waits for its greeting.
     pub(crate) async fn boot(nics: Vec<Nic>) -> Self {
-        Self::boot_with(&Parts::make(), nics, None).await
+        let parts = Parts::make();
+        let mut host = Self::boot_with(&parts, nics, None).await;
+        host.parts = Some(parts);
+        host
     }
 
     /// With a disk for writable layers, of that many bytes.
@@ -186,6 +191,7 @@ impl Host {
             channel: UnixStream::from_std(channel).unwrap(),
             epoch: 0,
             log,
+            parts: None,
         }
     }
 
