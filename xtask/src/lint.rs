@@ -10,7 +10,7 @@ use std::fs;
 
 /// The layer of every crate of ours. A crate may depend on lower layers only.
 const LAYERS: &[(u8, &[&str])] = &[
-    (1, &["cumulet-api", "cumulet-cluster"]),
+    (1, &["cumulet-api", "cumulet-cluster", "cumulet-guest-proto"]),
     (2, &["cumulet-merge", "cumulet-podlife", "cumulet-netplan"]),
     (
         3,
@@ -24,7 +24,7 @@ const LAYERS: &[(u8, &[&str])] = &[
         ],
     ),
     (4, &["cumulet-apiserver", "cumulet-controllers", "cumulet-node", "cumulet-cli"]),
-    (5, &["cumulet"]),
+    (5, &["cumulet", "cumulet-guest"]),
     (6, &["cumulet-e2e", "cumulet-fuzz", "cumulet-perf", "xtask"]),
 ];
 
