@@ -13,6 +13,7 @@
 //! the guest's agent, addresses, and where anything is kept; the caller knows those.
 
 mod cpio;
+mod disk_image;
 mod error;
 mod files;
 pub mod initramfs;
@@ -23,9 +24,11 @@ mod qemu;
 pub mod qmp;
 pub mod rootfs;
 pub mod scratch;
+pub mod seed;
 mod tsc;
 pub mod virtiofs;
 
+pub use disk_image::DiskImage;
 pub use error::Error;
 pub use kernel::Kernel;
 pub use machine::spec::{

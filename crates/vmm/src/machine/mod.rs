@@ -12,7 +12,7 @@ pub mod args;
 mod console;
 mod preload;
 mod process;
-mod qcow2;
+pub(crate) mod qcow2;
 mod snapshot;
 pub mod spec;
 pub mod state;

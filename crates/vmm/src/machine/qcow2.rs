@@ -7,33 +7,36 @@ use crate::Error;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-const MAGIC: &[u8; 4] = b"QFI\xfb";
+pub(crate) const MAGIC: &[u8; 4] = b"QFI\xfb";
 /// Incompatible feature: the data are in another file.
 const EXTERNAL_DATA: u64 = 1 << 2;
 
-/// Refuses what is no qcow2 image, or one whose data are elsewhere.
-pub(super) fn check(file: &File) -> Result<(), Error> {
+/// Refuses what is no qcow2 image, or one whose data are elsewhere; the size of its disk in bytes.
+pub(crate) fn check(file: &File) -> Result<u64, Error> {
     let mut header = [0; 80];
     file.read_exact_at(&mut header, 0).map_err(|e| Error::Spec(format!("no qcow2 image: {e}")))?;
     check_header(&header)
 }
 
-fn check_header(header: &[u8; 80]) -> Result<(), Error> {
+fn check_header(header: &[u8; 80]) -> Result<u64, Error> {
     let refuse = |why: &str| Err(Error::Spec(format!("qcow2 image: {why}")));
     if &header[..4] != MAGIC {
         return refuse("wrong magic number");
     }
     let mut version = [0; 4];
     version.copy_from_slice(&header[4..8]);
+    let mut size = [0; 8];
+    size.copy_from_slice(&header[24..32]);
+    let size = u64::from_be_bytes(size);
     match u32::from_be_bytes(version) {
-        2 => Ok(()),
+        2 => Ok(size),
         3 => {
             let mut features = [0; 8];
             features.copy_from_slice(&header[72..80]);
             if u64::from_be_bytes(features) & EXTERNAL_DATA != 0 {
                 return refuse("its data are in another file");
             }
-            Ok(())
+            Ok(size)
         }
         _ => refuse("unknown version"),
     }
