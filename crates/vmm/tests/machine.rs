@@ -32,6 +32,13 @@ struct Parts {
     initramfs: PathBuf,
 }
 
+/// The machine's QEMU, or another one to be tried.
+fn qemu() -> Qemu {
+    std::env::var_os("CUMULET_TEST_QEMU")
+        .map_or_else(Qemu::find, |program| Qemu::at(Path::new(&program)))
+        .unwrap()
+}
+
 fn parts() -> &'static Parts {
     static PARTS: OnceLock<Parts> = OnceLock::new();
     PARTS.get_or_init(|| {
@@ -52,7 +59,7 @@ fn parts() -> &'static Parts {
         assert!(gcc.success());
         let initramfs = initramfs::build(&kernel, &agent, dir.path()).unwrap();
         assert_eq!(initramfs, initramfs::build(&kernel, &agent, dir.path()).unwrap());
-        Parts { qemu: Qemu::find().unwrap(), kernel, initramfs, _dir: dir }
+        Parts { qemu: qemu(), kernel, initramfs, _dir: dir }
     })
 }
 
@@ -449,6 +456,36 @@ async fn a_disk_image_starts_by_itself() {
         }
     };
     tokio::time::timeout(PATIENCE, read).await.expect("it does not start");
+    machine.kill().await;
+}
+
+/// An image that names a file of the host as what it is a difference to does not get it opened.
+#[tokio::test]
+async fn what_an_image_names_is_not_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let (secret, top) = (dir.path().join("secret"), dir.path().join("top.qcow2"));
+    fs::write(&secret, vec![1; 1 << 20]).unwrap();
+    let made = Command::new("qemu-img")
+        .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
+        .args([&secret, &top])
+        .status()
+        .unwrap();
+    assert!(made.success());
+    let (mut spec, _channel) = order(dir.path());
+    spec.isolation.user = None;
+    spec.disks = vec![Disk {
+        file: File::options().read(true).write(true).open(&top).unwrap(),
+        serial: "hostile".to_owned(),
+        read_only: false,
+        volatile: false,
+        format: DiskFormat::Qcow2 { backing: None },
+    }];
+    let machine = Machine::spawn(&parts().qemu, spec).await.unwrap();
+    let open: Vec<PathBuf> = fs::read_dir(format!("/proc/{}/fd", machine.pid()))
+        .unwrap()
+        .filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())
+        .collect();
+    assert!(open.contains(&top) && !open.contains(&secret), "{open:?}");
     machine.kill().await;
 }
 
