@@ -31,9 +31,9 @@ fn show(state: &Path) -> anyhow::Result<()> {
     run_command(cloud(state).args(["image", "build"]).arg(root().join("examples/hello")))?;
     let image = start.elapsed();
 
-    step("kubectl apply -f examples/hello/");
+    step("kubectl apply -f examples/hello/hello.yaml");
     let start = Instant::now();
-    kubectl(state, &["apply", "-f", "examples/hello/"])?;
+    kubectl(state, &["apply", "-f", "examples/hello/hello.yaml"])?;
     kubectl(state, &["rollout", "status", "deployment/hello", "--timeout=60s"])?;
     let deployed = start.elapsed();
     kubectl(state, &["get", "deployments,pods,services", "-o", "wide"])?;

@@ -1,4 +1,4 @@
-//! Tasks of this repository: `cargo xtask setup | demo | test | bench NAME | fuzz NAME | lint | examples | schema`.
+//! Tasks of this repository: `cargo xtask setup | demo | test | bench NAME | fuzz NAME | lint | examples | guest | schema`.
 //!
 //! Only the standard library and two small crates, so that it is built in seconds on a machine on which nothing else
 //! can be built yet: `setup` is what makes the rest buildable.
@@ -27,6 +27,7 @@ cargo xtask <task>
   fuzz [NAME]  builds and runs the fuzz targets (--seconds N for each; 0 only replays what is known)
   lint         checks dependency direction, module docs and sizes
   examples     builds the programs that the examples' images contain
+  guest        builds the agent for virtual machines and puts it beside the program, with their kernel
   schema       regenerates the schema table from Kubernetes' Go sources (--from DIR)
 ";
 
@@ -51,6 +52,7 @@ fn run(args: &[String]) -> anyhow::Result<()> {
         Some("fuzz") => fuzz::run(rest),
         Some("lint") => lint::run(),
         Some("examples") => examples::build(),
+        Some("guest") => guest::build(),
         Some("schema") => schema::run(rest),
         None | Some("help" | "--help" | "-h") => {
             print!("{USAGE}");

@@ -22,6 +22,8 @@ pub const STATE: &str = "state.json";
 pub const CONSOLE_LOG: &str = "console.log";
 /// Directory of what a running virtual machine needs; also the name of its cgroup below the pod's.
 pub const MACHINE: &str = "vm";
+/// Disk with the machine's writable layers, in [`MACHINE`].
+pub const SCRATCH: &str = "scratch.img";
 /// Socket of the console, in [`MACHINE`].
 pub const CONSOLE_SOCKET: &str = "console.sock";
 /// Directory of the containers' bundles.

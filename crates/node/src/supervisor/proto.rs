@@ -265,6 +265,10 @@ pub struct VmSpec {
     pub initramfs: PathBuf,
     /// The images of all containers, as disks.
     pub images: Vec<VmImage>,
+    /// Size in bytes of a disk for writable layers and emptyDirs, which goes with the machine; they lie in the guest's
+    /// memory when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scratch_bytes: Option<u64>,
     /// The guest's hardware address.
     pub mac: [u8; 6],
     /// Directory of the files that every container sees in `/etc`.

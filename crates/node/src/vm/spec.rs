@@ -52,6 +52,7 @@ pub(crate) fn vm_spec(
         kernel: host.kernel.clone(),
         initramfs: host.initramfs.clone(),
         images,
+        scratch_bytes: scratch(pod),
         mac: cumulet_net::hardware_address(address),
         etc: dirs.etc(),
         volumes: volumes.filter_map(|v| Some((v.name.clone(), volume(v, pod, dirs, group)?))).collect(),
@@ -112,6 +113,20 @@ fn needed(pod: &Pod, limits: bool, name: &str, of: fn(&Quantity) -> i64) -> Opti
     let apps = spec.containers.iter().map(one).try_fold(0_i64, |sum, n| Some(sum.saturating_add(n?)))?;
     let init = spec.init_containers.iter().flatten().map(one).collect::<Option<Vec<_>>>()?;
     Some(init.into_iter().fold(apps, i64::max))
+}
+
+/// Containers that say how much they store on the node get it, in sum, on a disk instead of in memory, emptyDirs
+/// included. The disk is sparse.
+fn scratch(pod: &Pod) -> Option<u64> {
+    let given = containers(pod).filter_map(|c| c.resources.as_ref());
+    let amount = |map: Option<&BTreeMap<String, ApiQuantity>>| {
+        map.and_then(|m| m.get("ephemeral-storage"))
+            .and_then(|q| Quantity::parse(&q.0).ok())
+            .map(|q| q.units())
+    };
+    let asked = given.filter_map(|r| amount(r.limits.as_ref()).or_else(|| amount(r.requests.as_ref())));
+    let sum = asked.fold(0_i64, i64::saturating_add);
+    u64::try_from(sum).ok().filter(|bytes| *bytes > 0)
 }
 
 fn size(pod: &Pod, overhead: &BTreeMap<String, ApiQuantity>, cpus: i64) -> Size {
@@ -183,6 +198,20 @@ mod tests {
             json!({"containers": [small], "initContainers": [init]}),
             none,
             (4, 608, Some(800), Some(10_000_000)),
+        );
+    }
+
+    #[test]
+    fn storage() {
+        let check = |containers: Value, expected| {
+            let pod: Pod = serde_json::from_value(json!({"spec": {"containers": containers}})).unwrap();
+            assert_eq!(scratch(&pod), expected);
+        };
+        check(json!([{"name": "a"}]), None);
+        let of = |kind: &str, n: &str| json!({"name": "a", "resources": {kind: {"ephemeral-storage": n}}});
+        check(
+            json!([of("limits", "1Gi"), of("requests", "1Mi"), {"name": "b"}]),
+            Some((1 << 30) + (1 << 20)),
         );
     }
 

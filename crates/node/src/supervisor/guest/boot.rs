@@ -1,11 +1,12 @@
 //! From a pod's [`VmSpec`] to a running machine, and to what its agent is told first.
 
 use super::files::{Files, tag};
-use crate::supervisor::files::{CONSOLE_LOG, CONSOLE_SOCKET, MACHINE};
+use crate::supervisor::files::{CONSOLE_LOG, CONSOLE_SOCKET, MACHINE, SCRATCH};
 use crate::supervisor::proto::{PodNetwork, SandboxSpec, VmSpec, VmVolume};
 use crate::supervisor::record::{Record, now_us};
 use cumulet_container::cgroup::Cgroup;
 use cumulet_guest_proto::spec::{FileTree, Network, Pod, Route};
+use cumulet_vmm::scratch;
 use cumulet_vmm::virtiofs::{Served, Virtiofsd};
 use cumulet_vmm::{
     Accelerator, Boot, ConsoleSpec, Disk, DiskFormat, Isolation, Machine, MachineSpec, Memory, Nic, OnReboot,
@@ -98,6 +99,16 @@ fn machine_spec(
     let runtime = record.dir.join(MACHINE);
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&runtime);
     made.map_err(|e| format!("{}: {e}", runtime.display()))?;
+    if let Some(size) = vm.scratch_bytes {
+        disks.push(Disk {
+            file: scratch::create(&runtime.join(SCRATCH), size).map_err(|e| text(&e))?,
+            serial: scratch::SERIAL.to_owned(),
+            read_only: false,
+            // It ends with the machine, so nothing has to reach the disk.
+            volatile: true,
+            format: DiskFormat::Raw,
+        });
+    }
     Ok(MachineSpec {
         name: machine_name(&record.sandbox),
         accelerator: if vm.kvm { Accelerator::Kvm } else { Accelerator::Tcg },

@@ -28,7 +28,6 @@ impl Machine {
                 match self.greet(&link, greeted, &network).await {
                     Ok(()) => {
                         qemu.answered();
-                        self.record.set_network(network.clone());
                         self.phase.send_replace(Phase::Ready);
                         std::future::pending().await
                     }

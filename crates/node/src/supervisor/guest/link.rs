@@ -344,3 +344,7 @@ pub(super) async fn emptied(pumps: Vec<tokio::task::JoinHandle<()>>) {
         let _ = pump.await;
     }
 }
+
+#[cfg(test)]
+#[path = "link_tests.rs"]
+mod tests;

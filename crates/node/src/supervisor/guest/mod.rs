@@ -114,6 +114,8 @@ impl Machine {
     pub(super) async fn configure_network(self: &Rc<Self>, network: PodNetwork) -> Reply {
         if *self.phase.borrow() == Phase::Absent {
             self.phase.send_replace(Phase::Booting);
+            // A main process that finds the machine booting must know whose address it has.
+            self.record.set_network(network.clone());
             let started = UnixStream::pair().map_err(|e| format!("channel: {e}"));
             let started = match started {
                 Ok((ours, theirs)) => {
