@@ -50,6 +50,7 @@ pub(crate) fn with_environment(command: &mut Command) -> &mut Command {
     command
         .env("CUMULET_BIN", cumulet())
         .env("CUMULET_EXAMPLES", root().join("examples"))
+        .env("CUMULET_APT_CACHE", cache_dir().join("debian"))
         .env("CUMULET_OLD_KUBECTL", setup::old_kubectl_path())
 }
 

@@ -4,6 +4,7 @@
 mod api;
 mod cli;
 mod deployments;
+mod examples;
 mod faults;
 mod hello;
 mod network;
