@@ -126,13 +126,18 @@ pub(crate) fn test_tools() -> anyhow::Result<()> {
     if exists("skopeo") { Ok(()) } else { install(&["skopeo"]) }
 }
 
-/// What benchmarks compare with. Its package would start a service on the machine, so it is only unpacked.
+/// Another registry, to test the client with and to compare with. Its package would start a service on the machine, so it is only unpacked.
 pub(crate) fn docker_registry() -> anyhow::Result<()> {
-    let at = cache_dir().join("bin/docker-registry");
+    let at = docker_registry_path();
     if at.is_file() {
         return Ok(());
     }
     link(&own_package("docker-registry")?.join("usr/bin/docker-registry"), &at)
+}
+
+/// Where [`docker_registry`] puts the program.
+pub(crate) fn docker_registry_path() -> PathBuf {
+    cache_dir().join("bin/docker-registry")
 }
 
 /// Downloads a package of this machine's release and unpacks it in the cache, without installing it.

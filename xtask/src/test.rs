@@ -14,6 +14,7 @@ const PYTHON_CLIENT: &str = "kubernetes>=31,<37";
 pub(crate) fn run(filter: &[String]) -> anyhow::Result<()> {
     setup::run()?;
     setup::test_tools()?;
+    setup::docker_registry()?;
     examples::build()?;
     timed("lint", lint::run)?;
     // One build of everything first: the end-to-end tests need the program, and one feature set serves all.
@@ -50,7 +51,10 @@ pub(crate) fn with_environment(command: &mut Command) -> &mut Command {
     command
         .env("CUMULET_BIN", cumulet())
         .env("CUMULET_EXAMPLES", root().join("examples"))
-        .env("CUMULET_APT_CACHE", cache_dir().join("debian"))
+        .env("CUMULET_CACHE", cache_dir())
+        .env("CUMULET_APT_CACHE", cache_dir().join("apt"))
+        .env("CUMULET_SKOPEO", "skopeo")
+        .env("CUMULET_DOCKER_REGISTRY", setup::docker_registry_path())
         .env("CUMULET_OLD_KUBECTL", setup::old_kubectl_path())
 }
 

@@ -43,7 +43,9 @@ async fn list(state: &StateDir, format: Format) -> anyhow::Result<()> {
     let pods = Api::<Pod>::all(client).list(&ListParams::default()).await?;
     let machines: Vec<Pod> = pods
         .into_iter()
-        .filter(|p| p.spec.as_ref().and_then(|s| s.runtime_class_name.as_ref()).is_some_and(|c| classes.contains(c)))
+        .filter(|p| {
+            p.spec.as_ref().and_then(|s| s.runtime_class_name.as_ref()).is_some_and(|c| classes.contains(c))
+        })
         .collect();
     let row = |pod: &Pod| {
         let status = pod.status.clone().unwrap_or_default();
@@ -65,7 +67,8 @@ async fn list(state: &StateDir, format: Format) -> anyhow::Result<()> {
 }
 
 fn objects(rows: &[Vec<String>]) -> serde_json::Value {
-    let one = |row: &Vec<String>| json!({"namespace": row[0], "name": row[1], "status": row[2], "ip": row[3]});
+    let one =
+        |row: &Vec<String>| json!({"namespace": row[0], "name": row[1], "status": row[2], "ip": row[3]});
     rows.iter().map(one).collect()
 }
 

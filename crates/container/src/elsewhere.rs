@@ -38,6 +38,9 @@ mod tests {
         assert_eq!(program[..8], [0x20, 0, 0, 0, 4, 0, 0, 0]);
         let all = guest_security(&Security { privileged: true, ..Security::default() }).unwrap();
         assert_eq!(all, (u64::MAX, Vec::new()));
-        assert!(guest_security(&Security { add_capabilities: vec!["FLY".into()], ..Security::default() }).is_err());
+        assert!(
+            guest_security(&Security { add_capabilities: vec!["FLY".into()], ..Security::default() })
+                .is_err()
+        );
     }
 }

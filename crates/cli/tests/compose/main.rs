@@ -1,9 +1,8 @@
 //! `image build` as people run it: packages of Debian's, commands in the sandbox, layers that are reused, mistakes,
-//! and a build that is killed. Needs root and a mirror of Debian's that apt can reach; says so and succeeds where
-//! one is missing. Indexes and packages are shared by all runs, in `CUMULET_CACHE` or `~/.cache/cumulet-build`.
+//! and a build that is killed. Needs root and a mirror of Debian's that apt can reach. Indexes and packages are shared by all runs, in `CUMULET_CACHE` or `~/.cache/cumulet-build`.
 //!
 //! A program of its own instead of the usual harness, because it is also the sandbox that builds run programs in.
-//! Arguments are substrings of the names of the cases to run.
+//! Arguments are substrings of the names of the cases to run; options of the usual harness are passed over.
 
 #![expect(clippy::unwrap_used, reason = "a test program fails by panicking")]
 
@@ -36,15 +35,15 @@ fn main() -> ExitCode {
         _ => {}
     }
     if !nix::unistd::geteuid().is_root() {
-        eprintln!("skipped: needs root");
-        return ExitCode::SUCCESS;
+        eprintln!("FAILED: this needs root");
+        return ExitCode::FAILURE;
     }
     let kit = Kit::new();
     if !kit.mirror() {
-        eprintln!("skipped: apt cannot reach a mirror of Debian's");
-        return ExitCode::SUCCESS;
+        eprintln!("FAILED: apt cannot reach a mirror of Debian's");
+        return ExitCode::FAILURE;
     }
-    let wanted: Vec<&String> = args[1..].iter().filter(|arg| !arg.starts_with('-')).collect();
+    let wanted = wanted(&args[1..]);
     let mut failed = 0;
     for (name, case) in CASES {
         if !wanted.is_empty() && !wanted.iter().any(|word| name.contains(word.as_str())) {
@@ -60,6 +59,21 @@ fn main() -> ExitCode {
         failed += u32::from(!good);
     }
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The names among the arguments. `cargo test` hands all programs the options of the usual harness, and the number of
+/// `--test-threads 2` is no name.
+fn wanted(args: &[String]) -> Vec<&String> {
+    let mut names = Vec::new();
+    let mut args = args.iter();
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            "--test-threads" | "--skip" | "--format" | "--color" => drop(args.next()),
+            option if option.starts_with('-') => {}
+            _ => names.push(arg),
+        }
+    }
+    names
 }
 
 /// What `cumulet image ...` does.

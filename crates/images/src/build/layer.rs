@@ -239,3 +239,58 @@ impl<W: Write> Write for Hashing<W> {
         self.inner.flush()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Limits;
+    use crate::staging::unpack_verified;
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+
+    /// Version 2 of the attribute: effective, with one capability.
+    const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+    #[test]
+    fn everything_survives_packing_and_unpacking() {
+        let long = format!("{}/{}", "d".repeat(120), "f".repeat(150));
+        let mut program = Member::of_root(Content::Bytes(b"program".to_vec()), 0o4755);
+        program.xattrs =
+            vec![("security.capability".into(), CAPABILITY.to_vec()), ("user.a".into(), b"=\n".to_vec())];
+        let mut owned = Member::of_root(Content::Directory, 0o2750);
+        (owned.uid, owned.gid) = (3_000_000, 65534);
+        let members = Members::from([
+            (b"a".to_vec(), program),
+            (b"b".to_vec(), Member::of_root(Content::HardLink(b"a".to_vec()), 0o4755)),
+            ("d".repeat(120).into_bytes(), owned),
+            (long.clone().into_bytes(), Member::of_root(Content::Bytes(Vec::new()), 0o600)),
+            (b"fifo".to_vec(), Member::of_root(Content::Fifo, 0o622)),
+            (b"link".to_vec(), Member::of_root(Content::Symlink(PathBuf::from(&long)), 0o777)),
+            (b".wh.gone".to_vec(), Member::of_root(Content::Bytes(Vec::new()), 0o644)),
+        ]);
+        let dir = tempfile::tempdir().expect("directory");
+        for packing in [Packing::Plain, Packing::Gzip] {
+            let (blob, root) =
+                (dir.path().join(format!("{packing:?}")), dir.path().join(format!("{packing:?}.d")));
+            let packed = write(&blob, &members, 86400, packing).expect("write");
+            assert_eq!(Digest::of(&std::fs::read(&blob).expect("read")), packed.blob.digest);
+            assert_eq!(std::fs::metadata(&blob).expect("metadata").len(), packed.blob.size);
+            unpack_verified(&Limits::default(), "layer", &blob, &packed.diff_id, Some(&root))
+                .expect("unpack");
+            let at = |name: &str| std::fs::symlink_metadata(root.join(name)).expect(name);
+            assert_eq!(
+                (at("a").mode() & 0o7777, at("a").ino(), at("a").mtime()),
+                (0o4755, at("b").ino(), 86400)
+            );
+            assert_eq!(
+                xattr::get(root.join("b"), "security.capability").expect("get"),
+                Some(CAPABILITY.to_vec())
+            );
+            assert_eq!(xattr::get(root.join("a"), "user.a").expect("get"), Some(b"=\n".to_vec()));
+            let parent = at(&"d".repeat(120));
+            assert_eq!((parent.mode() & 0o7777, parent.uid(), parent.gid()), (0o2750, 3_000_000, 65534));
+            assert!(at(&long).is_file() && at("fifo").file_type().is_fifo());
+            assert_eq!(std::fs::read_link(root.join("link")).expect("link"), Path::new(&long));
+            assert_eq!((at("gone").file_type().is_char_device(), at("gone").rdev()), (true, 0));
+        }
+    }
+}

@@ -182,8 +182,15 @@ pub fn clean_up(dir: &Path, cgroup: &str) -> Result<(), SupervisorError> {
     }
     cumulet_container::cgroup::kill_and_remove(cgroup)
         .map_err(|e| SupervisorError::failed("cannot clean up", e))?;
-    let left =
-        [files::SOCKET, files::PID, files::RUNS, files::RUNTIME, files::SHM, files::HIERARCHIES, files::MACHINE];
+    let left = [
+        files::SOCKET,
+        files::PID,
+        files::RUNS,
+        files::RUNTIME,
+        files::SHM,
+        files::HIERARCHIES,
+        files::MACHINE,
+    ];
     for name in left {
         let path = dir.join(name);
         let removed =

@@ -55,9 +55,9 @@ impl Kind {
         let Some(class) = class else { return Ok(Self::Container) };
         match classes.get("", class).await {
             Ok(class) => Self::by_class(pod, &class),
-            Err(error) if error.is_not_found() => {
-                Err(KindError::NotNow(format!("failed to get sandbox runtime: RuntimeClass \"{class}\" not found")))
-            }
+            Err(error) if error.is_not_found() => Err(KindError::NotNow(format!(
+                "failed to get sandbox runtime: RuntimeClass \"{class}\" not found"
+            ))),
             Err(error) => Err(KindError::NotNow(format!("cannot look up RuntimeClass \"{class}\": {error}"))),
         }
     }
@@ -71,11 +71,8 @@ impl Kind {
             )));
         }
         let spec = pod.spec.clone().unwrap_or_default();
-        let shared = [
-            (spec.host_network, "hostNetwork"),
-            (spec.host_pid, "hostPID"),
-            (spec.host_ipc, "hostIPC"),
-        ];
+        let shared =
+            [(spec.host_network, "hostNetwork"), (spec.host_pid, "hostPID"), (spec.host_ipc, "hostIPC")];
         if let Some((_, field)) = shared.iter().find(|(value, _)| *value == Some(true)) {
             return Err(KindError::Never(format!("{field} cannot be had in a virtual machine")));
         }
