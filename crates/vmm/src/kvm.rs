@@ -14,7 +14,7 @@ use crate::{Error, Kernel, Machine, Qemu};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -115,33 +115,7 @@ impl Probe<'_> {
         (&ours).write_all(self.greeting).map_err(system("greet the guest's agent"))?;
         ours.set_nonblocking(true).map_err(system("make a socket non-blocking"))?;
         let ours = UnixStream::from_std(ours).map_err(system("register a socket"))?;
-        let image = self.kernel.image();
-        let spec = MachineSpec {
-            name: "kvm-probe".to_owned(),
-            accelerator: Accelerator::Kvm,
-            cpu_model: None,
-            vcpus: 1,
-            memory_bytes: 2 * MIN_MEMORY_BYTES,
-            memory: Memory::Own,
-            boot: Boot::Kernel {
-                image: File::open(&image).map_err(file("open", &image))?,
-                initramfs: File::open(self.initramfs).map_err(file("open", self.initramfs))?,
-                parameters: Vec::new(),
-            },
-            channel: Some(theirs.into()),
-            console: ConsoleSpec {
-                log: work.path().join("console.log"),
-                log_limit_bytes: 1 << 16,
-                socket: None,
-            },
-            disks: Vec::new(),
-            nics: Vec::new(),
-            page_reporting: false,
-            directories: Vec::new(),
-            on_reboot: OnReboot::Fail,
-            translation_cache_bytes: None,
-            isolation: Isolation { user: self.user, ..Isolation::default() },
-        };
+        let spec = self.order(work.path(), theirs.into())?;
         let begin = Instant::now();
         let machine = match Machine::spawn(self.qemu, spec).await {
             Ok(machine) => machine,
@@ -177,6 +151,32 @@ impl Probe<'_> {
         };
         machine.kill().await;
         Ok(Verdict { usable: outcome == Ok(true), reason })
+    }
+
+    fn order(&self, work: &Path, channel: OwnedFd) -> Result<MachineSpec, Error> {
+        let image = self.kernel.image();
+        Ok(MachineSpec {
+            name: "kvm-probe".to_owned(),
+            accelerator: Accelerator::Kvm,
+            cpu_model: None,
+            vcpus: 1,
+            memory_bytes: 2 * MIN_MEMORY_BYTES,
+            memory: Memory::Own,
+            boot: Boot::Kernel {
+                image: File::open(&image).map_err(file("open", &image))?,
+                initramfs: File::open(self.initramfs).map_err(file("open", self.initramfs))?,
+                parameters: Vec::new(),
+            },
+            channel: Some(channel),
+            console: ConsoleSpec { log: work.join("console.log"), log_limit_bytes: 1 << 16, socket: None },
+            disks: Vec::new(),
+            nics: Vec::new(),
+            page_reporting: false,
+            directories: Vec::new(),
+            on_reboot: OnReboot::Fail,
+            translation_cache_bytes: None,
+            isolation: Isolation { user: self.user, ..Isolation::default() },
+        })
     }
 }
 

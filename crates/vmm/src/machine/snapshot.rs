@@ -7,8 +7,9 @@
 //! A clone needs the same devices in the same order, the same CPU model, memory size, kind of firmware and version of
 //! QEMU; QEMU checks some of that and refuses, the rest is the caller's to keep.
 
+use super::Machine;
+use super::driver::MigrationEnd;
 use super::state::State;
-use super::{Machine, MigrationEnd};
 use crate::Error;
 use crate::error::system;
 use crate::qmp::MigrationStatus;

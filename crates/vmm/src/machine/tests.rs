@@ -1,7 +1,9 @@
 //! What can be known of a machine without starting one.
 
+use super::driver::translate;
 use super::spec::*;
 use super::*;
+use crate::qmp::QmpEvent;
 use std::io::Write;
 
 pub(crate) fn order(dir: &std::path::Path) -> MachineSpec {
