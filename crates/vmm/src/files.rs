@@ -8,6 +8,21 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+const PARTIAL: &str = ".partial-";
+
+/// Removes what processes that are gone have left unfinished in a directory.
+pub(crate) fn sweep(dir: &Path) {
+    for entry in fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok) {
+        let name = entry.file_name();
+        let maker =
+            name.to_str().and_then(|n| n.strip_prefix(PARTIAL)?.split('-').next()?.parse::<u32>().ok());
+        if maker.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            let _ = fs::remove_file(entry.path());
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 /// Something beside its final place. It is removed when it is dropped before it was published.
 #[derive(Debug)]
 pub(crate) struct Aside {
@@ -20,7 +35,7 @@ impl Aside {
     pub(crate) fn name(dir: &Path) -> Self {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let n = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = dir.join(format!(".partial-{}-{n}", std::process::id()));
+        let path = dir.join(format!("{PARTIAL}{}-{n}", std::process::id()));
         // Left over by a process of the same number that was killed.
         let _ = fs::remove_file(&path);
         let _ = fs::remove_dir_all(&path);
@@ -83,4 +98,29 @@ pub(crate) fn sha256_file(path: &Path) -> Result<String, Error> {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_the_dead_have_left_is_swept() {
+        let dir = tempfile::tempdir().unwrap();
+        let mine = Aside::dir(dir.path()).unwrap();
+        // Process numbers end far below.
+        for name in [".partial-4294967295-0", ".partial-x-0", "image.erofs"] {
+            fs::write(dir.path().join(name), b"x").unwrap();
+        }
+        fs::create_dir(dir.path().join(".partial-4294967294-1")).unwrap();
+        sweep(dir.path());
+        let mut left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        left.sort();
+        let own = mine.path().file_name().unwrap().to_owned();
+        let mut expected = vec![own, ".partial-x-0".into(), "image.erofs".into()];
+        expected.sort();
+        assert_eq!(left, expected);
+        drop(mine);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
 }

@@ -63,6 +63,7 @@ pub fn build(dir: &Path, digest: &str, layers: &[PathBuf]) -> Result<PathBuf, Er
     if target.is_file() {
         return Ok(target);
     }
+    crate::files::sweep(dir);
     let work = Aside::dir(dir)?;
     let image = work.path().join("image");
     run(work.path(), name, layers).map_err(wrong)?;

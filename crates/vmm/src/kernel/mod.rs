@@ -17,7 +17,7 @@ mod modules;
 
 use crate::Error;
 use crate::error::file;
-use crate::files::{Aside, sha256, sha256_file, write};
+use crate::files::{Aside, sha256, sha256_file, sweep, write};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -66,6 +66,7 @@ impl Kernel {
     /// The package cannot be unpacked, or lacks the kernel or a module that guests need.
     pub fn install(source: &Path, dir: &Path) -> Result<Self, Error> {
         fs::create_dir_all(dir).map_err(file("make", dir))?;
+        sweep(dir);
         let unpacked;
         let tree = if source.is_dir() {
             source
