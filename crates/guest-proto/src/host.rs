@@ -95,6 +95,8 @@ pub struct HostLink {
     assembler: Assembler,
     state: State,
     epoch: u64,
+    /// The snapshot of this conversation came.
+    resumed: bool,
     next_id: u64,
     out: Vec<u8>,
     streams: BTreeMap<u32, Stream>,
@@ -106,6 +108,10 @@ impl Default for HostLink {
     }
 }
 
+/// Most streams that a guest can say are open.
+const MAX_STREAMS: usize = 1024;
+/// No channel has carried that much.
+const MAX_OFFSET: u64 = 1 << 60;
 /// Bytes of standard input in one frame.
 const STDIN_CHUNK: usize = 16 * 1024;
 const OUTPUTS: [Channel; 2] = [Channel::Stdout, Channel::Stderr];
@@ -119,6 +125,7 @@ impl HostLink {
             assembler: Assembler::new(MAX_GUEST_MESSAGE_BYTES),
             state: State::Idle,
             epoch: 0,
+            resumed: false,
             next_id: 1,
             out: Vec::new(),
             streams: BTreeMap::new(),
@@ -131,6 +138,7 @@ impl HostLink {
         self.decoder.lose();
         self.assembler.clear();
         self.state = State::Greeted;
+        self.resumed = false;
         self.epoch = epoch;
         self.streams.values_mut().for_each(|stream| stream.stdin.suspend());
         self.out.clear();
@@ -350,8 +358,14 @@ impl HostLink {
 
     /// Streams go on: the guest sends what the host is not done with, the host what the guest is not done with.
     fn resume(&mut self, snapshot: &Snapshot, events: &mut Vec<FromGuest>) -> Result<(), LinkError> {
+        if std::mem::replace(&mut self.resumed, true) || snapshot.streams.len() > MAX_STREAMS {
+            return Err(LinkError::Frame(Kind::Message));
+        }
         for open in &snapshot.streams {
             let stream = open.stream;
+            if [open.stdin, open.stdout, open.stderr].iter().any(|offset| *offset > MAX_OFFSET) {
+                return Err(LinkError::Window(stream));
+            }
             let known = self.streams.entry(stream).or_insert_with(|| Stream {
                 stdout: ReceiveWindow::at(open.stdout),
                 stderr: ReceiveWindow::at(open.stderr),

@@ -208,6 +208,7 @@ fn hostile_guests_are_caught() {
     check(&|o| frame::write(o, Kind::Message, 0, b"{"), "no messages");
     check(&|o| (0..20).for_each(|_| frame::write(o, Kind::Part, 0, &[b' '; 60_000])), "limit of 1048576");
     check(&|o| o.extend(MAGIC), "Hello frame");
+    check(&|o| frame::write(o, Kind::Message, 0, br#"{"snapshot":{}}"#), "Message frame");
 }
 
 #[test]

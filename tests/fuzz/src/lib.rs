@@ -16,12 +16,13 @@ pub mod container_spec;
 mod api;
 mod description;
 mod dns;
+mod guest;
 mod image;
 mod node;
 mod patch;
 mod scratch;
 
-pub use container_spec::ContainerSpec;
+pub use container_spec::{ContainerSpec, Resources};
 
 /// What is done with one input; it panics when something does not hold.
 pub type Target = fn(&[u8]);
@@ -33,6 +34,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("dns", dns::dns),
     ("docker_config", cumulet_images::fuzz::docker_config),
     ("frame", node::frame),
+    ("guest_link", guest::guest_link),
     ("image_archive", image::image_archive),
     ("image_layer", image::image_layer),
     ("json_body", api::json_body),
