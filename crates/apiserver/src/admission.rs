@@ -12,7 +12,7 @@ use serde_json::Value;
 
 type Rule = fn(&Core, &Call<'_>, &mut Value) -> Result<(), Status>;
 
-const ON_CREATE: &[Rule] = &[namespace_accepts, pods];
+const ON_CREATE: &[Rule] = &[namespace_accepts, pods, pull_secrets];
 type DeleteRule = fn(&Call<'_>) -> Result<(), Status>;
 const ON_DELETE: &[DeleteRule] = &[namespace_may_go];
 
@@ -52,6 +52,22 @@ fn namespace_accepts(core: &Core, call: &Call<'_>, object: &mut Value) -> Result
 fn pods(_: &Core, call: &Call<'_>, object: &mut Value) -> Result<(), Status> {
     if call.resource.is("", "pods") {
         kinds::pod::defaults::admit(object);
+    }
+    Ok(())
+}
+
+/// A pod that names no pull secrets gets those of its account.
+fn pull_secrets(core: &Core, call: &Call<'_>, object: &mut Value) -> Result<(), Status> {
+    let Some(namespace) = call.namespace.filter(|_| call.resource.is("", "pods")) else { return Ok(()) };
+    let spec = &mut object["spec"];
+    if spec["imagePullSecrets"].as_array().is_some_and(|own| !own.is_empty()) {
+        return Ok(());
+    }
+    let account = spec["serviceAccountName"].as_str().unwrap_or("default");
+    let Some(record) = core.lookup("", "serviceaccounts", namespace, account) else { return Ok(()) };
+    let secrets = body::parse(&record)?["imagePullSecrets"].take();
+    if secrets.as_array().is_some_and(|secrets| !secrets.is_empty()) {
+        spec["imagePullSecrets"] = secrets;
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use crate::args::ImageBuild;
 use crate::{StateDir, block_on, table};
 use cumulet_images::{BuildOptions, BuiltImage, Event, ImageStore, Reference, Step, Tools};
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -42,10 +42,10 @@ pub(super) fn run(state: &StateDir, store: &ImageStore, task: &ImageBuild) -> an
     Ok(())
 }
 
-fn directory(dir: &PathBuf) -> PathBuf {
+fn directory(dir: &Path) -> PathBuf {
     let below = dir.join(IMAGE_DIR);
     let is_below = !dir.join(DESCRIPTION).exists() && below.join(DESCRIPTION).exists();
-    if is_below { below } else { dir.clone() }
+    if is_below { below } else { dir.to_path_buf() }
 }
 
 /// Pulls an image that another one is built on.

@@ -97,6 +97,11 @@ fn pods_pull_from_other_registries() -> anyhow::Result<()> {
     wait_field(&cloud, "pod/typo", WAITING, "InvalidImageName")?;
     let told = cloud.kubectl(&["describe", "pod", "friend"])?;
     assert!(told.contains("Successfully pulled image"), "{told}");
+    let account = "{\"imagePullSecrets\": [{\"name\": \"pull\"}]}";
+    cloud.kubectl(&["patch", "serviceaccount", "default", "-p", account])?;
+    cloud.kubectl_with(&["apply", "-f", "-"], &pod("heir", &name, "Always", None))?;
+    assert_eq!(cloud.field("pod/heir", ".spec.imagePullSecrets[0].name")?, "pull");
+    wait_ready(&cloud, "heir")?;
     // The other one's image is there now, and the store tells.
     wait_ready(&cloud, "stranger")?;
 
