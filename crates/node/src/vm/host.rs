@@ -13,14 +13,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::OnceCell;
 
-/// Name of the agent's program.
-const GUEST: &str = "cumulet-guest";
+/// The agent's program, from the directory of this program.
+const GUEST: &str = "vm/cumulet-guest";
 /// Variable that says where it is.
 const GUEST_VARIABLE: &str = "CUMULET_GUEST";
 /// Variable that says where the kernel's package is, as a file or unpacked.
 const KERNEL_VARIABLE: &str = "CUMULET_KERNEL";
-/// Where it is otherwise, beside the program.
-const KERNEL: &str = "guest-kernel";
+/// Where it is otherwise, from the directory of this program.
+const KERNEL: &str = "vm/kernel";
 /// Where the verdict on KVM is kept: it is the machine's, not one cloud's, and ends with the machine's boot.
 const VERDICTS: &str = "/run/cumulet";
 /// First user id of virtual machine monitors: a range that neither people, systemd nor user namespaces are given.
@@ -74,7 +74,7 @@ impl Hosts {
             let kernel_dir = state_dir.join("kernel");
             if !guest.is_file() {
                 return Err(format!(
-                    "virtual machines need the program {GUEST} beside cumulet: {} is not there (or name it in \
+                    "virtual machines need the program {GUEST} where cumulet is: {} is not there (or name it in \
                      {GUEST_VARIABLE})",
                     guest.display()
                 ));

@@ -31,13 +31,13 @@ fn machines(cloud: &Cloud) -> Vec<i32> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(of_cloud).collect()
 }
 
-/// True where virtual machines can run: the program has its agent and a kernel beside it.
+/// True where virtual machines can run: the program finds their agent and kernel.
 fn available() -> bool {
     let program = cumulet_e2e::program();
-    let beside = program.parent().unwrap_or(Path::new("."));
-    let there = beside.join("cumulet-guest").exists() && beside.join("guest-kernel").exists();
+    let dir = program.parent().unwrap_or(Path::new(".")).join("vm");
+    let there = dir.join("cumulet-guest").exists() && dir.join("kernel").exists();
     if !there {
-        eprintln!("skipped: no cumulet-guest and guest-kernel beside {}", program.display());
+        eprintln!("skipped: no agent and kernel in {}: run `cargo xtask guest`", dir.display());
     }
     there
 }

@@ -2,6 +2,7 @@
 
 use super::files::{Files, tag};
 use crate::supervisor::files::{CONSOLE_LOG, CONSOLE_SOCKET, MACHINE, SCRATCH};
+use crate::supervisor::log::last_bytes;
 use crate::supervisor::proto::{PodNetwork, SandboxSpec, VmSpec, VmVolume};
 use crate::supervisor::record::{Record, now_us};
 use cumulet_container::cgroup::Cgroup;
@@ -23,8 +24,11 @@ use tokio::process::Child;
 
 /// Size at which the console's log is rotated, in bytes; two parts are kept.
 const CONSOLE_LOG_BYTES: u64 = 1 << 20;
-/// Most characters of the console in the reason of a failure.
+/// Most bytes of the console that are looked at for the reason of a failure, and that are in it.
+const CONSOLE_READ: u64 = 16 << 10;
 const CONSOLE_TAIL: usize = 400;
+/// How the kernel begins its last words.
+const PANIC: &str = "Kernel panic - ";
 /// MTU where the network names none.
 const MTU: u16 = 1500;
 /// Bytes of entropy for the guest's random generator.
@@ -230,15 +234,26 @@ pub(super) fn console_tail(dir: &Path) -> String {
     let read = || -> io::Result<Vec<u8>> {
         let mut file = File::open(dir.join(CONSOLE_LOG))?;
         let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(length.saturating_sub(CONSOLE_TAIL as u64)))?;
+        file.seek(SeekFrom::Start(length.saturating_sub(CONSOLE_READ)))?;
         let mut bytes = Vec::new();
-        file.take(CONSOLE_TAIL as u64).read_to_end(&mut bytes)?;
+        file.take(CONSOLE_READ).read_to_end(&mut bytes)?;
         Ok(bytes)
     };
     let bytes = read().unwrap_or_default();
-    let words = String::from_utf8_lossy(&bytes).replace(|c: char| c.is_control() || c == '\u{fffd}', " ");
+    last_words(&String::from_utf8_lossy(&bytes))
+}
+
+fn last_words(console: &str) -> String {
+    let panic = console.lines().rev().find_map(|line| line.find(PANIC).map(|at| &line[at..]));
+    let end = last_bytes(console.to_owned(), CONSOLE_TAIL);
+    let words = panic.map_or(end, |line| line.chars().take(CONSOLE_TAIL).collect());
+    let words = words.replace(|c: char| c.is_control() || c == '\u{fffd}', " ");
     let words = words.split_whitespace().collect::<Vec<_>>().join(" ");
-    if words.is_empty() { String::new() } else { format!("; its console ends with: {words}") }
+    match words.as_str() {
+        "" => String::new(),
+        words if panic.is_some() => format!(": {words}"),
+        words => format!("; its console ends with: {words}"),
+    }
 }
 
 /// An error and its causes in one line.
@@ -251,4 +266,32 @@ fn text(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn last_words_are_the_panic_or_the_end() {
+        let trace = "x".repeat(1000);
+        for (console, expected) in [
+            ("", ""),
+            ("\r\n", ""),
+            ("a\r\nb\u{7}c\n", "; its console ends with: a b c"),
+            (
+                "[ 1.0] Kernel panic - not syncing: sysrq\r\n[ 1.1] CPU: 0\n",
+                ": Kernel panic - not syncing: sysrq",
+            ),
+        ] {
+            assert_eq!(last_words(console), expected);
+        }
+        assert_eq!(last_words(&trace).len(), CONSOLE_TAIL + "; its console ends with: ".len());
+    }
+
+    #[test]
+    fn machine_ids() {
+        assert_eq!(machine_id("01017A1B-ce8c-46f0-92cc-c4254b323674"), "01017a1bce8c46f092ccc4254b323674");
+        assert_eq!(machine_id("static"), "");
+    }
 }

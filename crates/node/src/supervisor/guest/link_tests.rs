@@ -71,8 +71,9 @@ async fn open() -> (Rc<Link>, Guest, tokio::task::JoinHandle<String>) {
 
 fn on_one_thread(test: impl AsyncFnOnce()) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let within = timeout(Duration::from_secs(20), test());
-    LocalSet::new().block_on(&runtime, within).expect("in time");
+    LocalSet::new().block_on(&runtime, async {
+        timeout(Duration::from_secs(20), test()).await.expect("in time");
+    });
 }
 
 #[test]
