@@ -69,6 +69,14 @@ impl Record {
 
     /// Records the newest instance of a container: in memory, on disk, to the listeners.
     pub(super) fn put(&self, name: &str, attempt: u32, id: String, new: InstanceState) {
+        let instance = self.note(name, attempt, id, new);
+        let event = Event::Container { name: name.to_owned(), instance };
+        self.listeners.borrow_mut().retain(|listener| listener.try_send(event.clone()).is_ok());
+    }
+
+    /// The same without telling anybody: for ends that come with the end of the supervisor, which says it all. Told
+    /// one by one, they would be taken for containers that can be started again in this sandbox.
+    pub(super) fn note(&self, name: &str, attempt: u32, id: String, new: InstanceState) -> Instance {
         let instance = {
             let mut state = self.state.borrow_mut();
             let before = state.containers.remove(name);
@@ -82,8 +90,7 @@ impl Record {
             instance
         };
         self.save();
-        let event = Event::Container { name: name.to_owned(), instance };
-        self.listeners.borrow_mut().retain(|listener| listener.try_send(event.clone()).is_ok());
+        instance
     }
 
     /// Records an instance whose program could not be executed.

@@ -247,6 +247,7 @@ impl Machine {
 
     /// Does everything that follows from the end of a container; without one, of the machine's end.
     async fn ended(&self, name: &str, live: &Live, end: Option<End>, from_logs: bool) {
+        let with_machine = end.is_none() && !self.stopping.get();
         let end = end.unwrap_or_else(|| self.killed());
         let mut message = last_bytes(end.message, MAX_MESSAGE);
         if message.is_empty() && from_logs && end.exit_code != 0 {
@@ -262,7 +263,11 @@ impl Machine {
             finished_at_us: now_us(),
         };
         self.live.borrow_mut().remove(name);
-        self.record.put(name, live.attempt, live.id.clone(), InstanceState::Ended(ended));
+        if with_machine {
+            self.record.note(name, live.attempt, live.id.clone(), InstanceState::Ended(ended));
+        } else {
+            self.record.put(name, live.attempt, live.id.clone(), InstanceState::Ended(ended));
+        }
         self.fewer.notify_waiters();
         live.output.detach_all(end.exit_code).await;
     }
