@@ -65,17 +65,26 @@ async fn inspect(shared: &Shared, uid: &str) -> FoundPod {
     if let Ok(supervisor) = Supervisor::connect(&dir).await {
         let mut events = supervisor.events();
         if let Some(Event::Snapshot { network, containers, .. }) = events.recv().await {
-            let address = network.as_ref().and_then(address_of);
-            let host = shared.config.host_ips.first().filter(|_| network.is_none()).map(ToString::to_string);
-            let ips: Vec<String> = address.map(|a| a.to_string()).or(host).into_iter().collect();
-            return FoundPod {
-                found: Found::Running { ips: ips.clone(), containers: containers_of(containers) },
-                supervisor: Some(Arc::new(supervisor)),
-                events: Some(events),
-                address,
-                ips,
-                kind: kind_of(&dir),
-            };
+            let sandbox = sandbox_of(&dir);
+            // The process before this one ended between the supervisor's start and its network.
+            let half_made = network.is_none() && sandbox.as_ref().is_some_and(|s| !s.host_network);
+            if !half_made {
+                let address = network.as_ref().and_then(address_of);
+                let host =
+                    shared.config.host_ips.first().filter(|_| network.is_none()).map(ToString::to_string);
+                let ips: Vec<String> = address.map(|a| a.to_string()).or(host).into_iter().collect();
+                return FoundPod {
+                    found: Found::Running { ips: ips.clone(), containers: containers_of(containers) },
+                    supervisor: Some(Arc::new(supervisor)),
+                    events: Some(events),
+                    address,
+                    ips,
+                    kind: sandbox.map(|s| kind_of(&s)),
+                };
+            }
+            if let Err(error) = supervisor.request(Request::Shutdown).await {
+                tracing::warn!(uid, %error, "a half-made sandbox did not shut down");
+            }
         }
     }
     let state = State::load(&dir).unwrap_or_default();
@@ -86,14 +95,16 @@ async fn inspect(shared: &Shared, uid: &str) -> FoundPod {
 }
 
 /// What the pod of a directory was made as.
-fn kind_of(dir: &Path) -> Option<Kind> {
-    let bytes = std::fs::read(dir.join(files::SANDBOX)).ok()?;
-    let sandbox: SandboxSpec = serde_json::from_slice(&bytes).ok()?;
-    Some(match sandbox.vm {
+fn sandbox_of(dir: &Path) -> Option<SandboxSpec> {
+    serde_json::from_slice(&std::fs::read(dir.join(files::SANDBOX)).ok()?).ok()
+}
+
+fn kind_of(sandbox: &SandboxSpec) -> Kind {
+    match sandbox.vm {
         // What was booted keeps its overhead.
         Some(_) => Kind::Machine { overhead: BTreeMap::new() },
         None => Kind::Container,
-    })
+    }
 }
 
 fn address_of(network: &PodNetwork) -> Option<Ipv4Addr> {

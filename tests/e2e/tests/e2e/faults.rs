@@ -35,7 +35,8 @@ fn a_killed_main_process_stops_nothing() -> anyhow::Result<()> {
     // No line is missing.
     let log = cloud.kubectl(&["logs", "ticks"])?;
     let numbers: Vec<usize> = log.lines().map(|l| l.parse().unwrap()).collect();
-    assert!(numbers.len() > 40, "{}", numbers.len());
+    // A second's worth, and less where every process start is emulated.
+    assert!(numbers.len() > 20, "{}", numbers.len());
     assert_eq!(numbers, (0..numbers.len()).collect::<Vec<_>>());
     cloud.finish()
 }

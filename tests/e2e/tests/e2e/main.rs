@@ -21,8 +21,11 @@ use cumulet_e2e::{Cloud, wait_for};
 fn shell_pod(name: &str, restart: &str, script: &str, extra: &str) -> String {
     let extra: String = extra.lines().map(|line| format!("    {line}\n")).collect();
     let script = script.replace('"', "\\\"");
+    // The same tests for virtual machines: CUMULET_RUNTIME_CLASS=vm.
+    let class = std::env::var("CUMULET_RUNTIME_CLASS").map(|class| format!("runtimeClassName: {class}\n  "));
+    let class = class.unwrap_or_default();
     format!(
-        "apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  labels: {{app: {name}}}\nspec:\n  \
+        "apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  labels: {{app: {name}}}\nspec:\n  {class}\
          restartPolicy: {restart}\n  terminationGracePeriodSeconds: 1\n  containers:\n  - name: main\n    \
          image: hello:1\n    command: [\"sh\", \"-c\", \"{script}\"]\n{extra}"
     )

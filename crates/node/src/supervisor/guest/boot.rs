@@ -187,6 +187,9 @@ pub(super) fn pod(
     etc: FileTree,
 ) -> Result<Pod, String> {
     let [a, b, c, d, e, f] = vm.mac;
+    // As the kubelet sets it on nodes: who asks for more memory than there is, is killed when he uses it, not refused.
+    let mut sysctls = sandbox.sysctls.clone();
+    sysctls.entry("vm.overcommit_memory".to_owned()).or_insert_with(|| "1".to_owned());
     Ok(Pod {
         hostname: sandbox.hostname.clone(),
         clock_us: now_us(),
@@ -206,7 +209,7 @@ pub(super) fn pod(
         }),
         etc,
         volumes: Files::volumes(&vm.volumes),
-        sysctls: sandbox.sysctls.clone(),
+        sysctls,
         share_process_namespace: vm.share_process_namespace,
         shm_bytes: 0,
     })
