@@ -22,7 +22,11 @@ fn main() -> ExitCode {
     let first = words.next().unwrap_or_default();
     if first == "supervise" {
         return match words.next() {
-            Some(dir) => cumulet_node::supervisor::run(Path::new(&dir)),
+            Some(dir) => {
+                // Its standard error is the pod's supervisor.log.
+                log_to_stderr(false);
+                cumulet_node::supervisor::run(Path::new(&dir))
+            }
             None => ExitCode::from(exit::USAGE),
         };
     }
