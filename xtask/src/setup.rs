@@ -135,6 +135,22 @@ pub(crate) fn docker_registry() -> anyhow::Result<()> {
     link(&own_package("docker-registry")?.join("usr/bin/docker-registry"), &at)
 }
 
+/// The one program of the images that the agent is tested with.
+pub(crate) fn static_busybox() -> anyhow::Result<()> {
+    let at = static_busybox_path();
+    if at.is_file() {
+        return Ok(());
+    }
+    let tree = own_package("busybox-static")?;
+    let program = ["bin/busybox", "usr/bin/busybox"].iter().map(|p| tree.join(p)).find(|p| p.is_file());
+    link(&program.context("the package busybox-static has no busybox in it")?, &at)
+}
+
+/// Where [`static_busybox`] puts the program.
+pub(crate) fn static_busybox_path() -> PathBuf {
+    cache_dir().join("bin/busybox-static")
+}
+
 /// Where [`docker_registry`] puts the program.
 pub(crate) fn docker_registry_path() -> PathBuf {
     cache_dir().join("bin/docker-registry")

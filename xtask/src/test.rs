@@ -15,6 +15,7 @@ pub(crate) fn run(filter: &[String]) -> anyhow::Result<()> {
     setup::run()?;
     setup::test_tools()?;
     setup::docker_registry()?;
+    setup::static_busybox()?;
     examples::build()?;
     timed("lint", lint::run)?;
     // One build of everything first: the end-to-end tests need the program, and one feature set serves all.
@@ -36,6 +37,11 @@ pub(crate) fn run(filter: &[String]) -> anyhow::Result<()> {
         run_command(with_environment(&mut command("cargo")).args(args).args(filter))
     })?;
     if filter.is_empty() {
+        // These boot the agent as guests run it, which cargo knows nothing of.
+        timed("agent in machines", || {
+            let args = ["test", "--workspace", "--test", "machine", "--", "--ignored", "--test-threads", "2"];
+            run_command(with_environment(&mut command("cargo")).args(args))
+        })?;
         timed("python client", python_client)?;
     }
     let left: Vec<String> = leftovers()?.into_iter().filter(|item| !before.contains(item)).collect();
@@ -53,6 +59,8 @@ pub(crate) fn with_environment(command: &mut Command) -> &mut Command {
         .env("CUMULET_EXAMPLES", root().join("examples"))
         .env("CUMULET_CACHE", cache_dir())
         .env("CUMULET_APT_CACHE", cache_dir().join("apt"))
+        .env("CUMULET_GUEST", guest::agent())
+        .env("CUMULET_BUSYBOX", setup::static_busybox_path())
         .env("CUMULET_SKOPEO", "skopeo")
         .env("CUMULET_DOCKER_REGISTRY", setup::docker_registry_path())
         .env("CUMULET_OLD_KUBECTL", setup::old_kubectl_path())

@@ -1,6 +1,6 @@
 //! The agent in real machines: the distribution's kernel, software emulation, containers of a busybox image.
 //!
-//! Needs what `cargo xtask setup` fetches, a static `busybox`, and the agent as guests run it, in `CUMULET_GUEST`:
+//! Needs what `cargo xtask setup` fetches, a static busybox in `CUMULET_BUSYBOX`, and the agent as guests run it, in `CUMULET_GUEST`:
 //! `RUSTFLAGS="-C target-feature=+crt-static" cargo build --profile guest -p cumulet-guest --target
 //! x86_64-unknown-linux-gnu`.
 

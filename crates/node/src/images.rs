@@ -122,7 +122,10 @@ impl Images {
     pub(crate) async fn pull(&self, reference: &str, keyring: &Keyring) -> Result<String, ImageError> {
         let start = Instant::now();
         let name = Reference::parse(reference).map_err(|error| ImageError::name(&error))?;
-        let pulled = self.client.pull(&name, keyring, &()).await.map_err(|error| ImageError::pull(&error))?;
+        let pulled = self.client.pull(&name, keyring, &()).await.map_err(|error| {
+            let remedy = "or bring it here with `cumulet image build`, `load` or `pull`";
+            ImageError::pull(&format!("{error}; {remedy}"))
+        })?;
         let took = start.elapsed().as_secs_f64();
         let size = pulled.size_bytes;
         Ok(format!("Successfully pulled image \"{reference}\" in {took:.3}s. Image size: {size} bytes."))

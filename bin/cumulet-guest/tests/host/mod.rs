@@ -49,9 +49,8 @@ fn layer(dir: &Path) -> PathBuf {
     for name in ["bin", "etc", "tmp"] {
         fs::create_dir_all(layer.join(name)).unwrap();
     }
-    let busybox =
-        ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists()).unwrap();
-    fs::copy(busybox, layer.join("bin/busybox")).unwrap();
+    let busybox = std::env::var_os("CUMULET_BUSYBOX").map_or_else(|| "/bin/busybox".into(), PathBuf::from);
+    fs::copy(&busybox, layer.join("bin/busybox")).unwrap();
     let applets = std::process::Command::new(busybox).arg("--list").output().unwrap();
     for applet in String::from_utf8(applets.stdout).unwrap().lines().filter(|applet| *applet != "busybox") {
         symlink("busybox", layer.join("bin").join(applet)).unwrap();
