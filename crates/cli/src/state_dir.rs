@@ -57,6 +57,11 @@ impl StateDir {
         self.dir.join("images")
     }
 
+    /// Where the disks of virtual machines that are made of images lie.
+    pub fn rootfs(&self) -> PathBuf {
+        self.dir.join("rootfs")
+    }
+
     /// Where the address of the registry is written.
     pub fn registry(&self) -> PathBuf {
         self.dir.join("registry")

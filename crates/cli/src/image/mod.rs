@@ -18,8 +18,9 @@ use kube::Api;
 use kube::api::ListParams;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{IsTerminal, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 /// Digits of a digest that people see.
@@ -143,8 +144,26 @@ fn prune(state: &StateDir, store: &ImageStore) -> anyhow::Result<()> {
         None => Vec::new(),
     };
     let pruned = store.prune(&in_use)?;
-    println!("{} images removed, {} freed", pruned.images.len(), table::bytes(pruned.freed_bytes));
+    let freed = pruned.freed_bytes + prune_disks(&state.rootfs(), store)?;
+    println!("{} images removed, {} freed", pruned.images.len(), table::bytes(freed));
     Ok(())
+}
+
+/// Removes the disks that virtual machines were given of images which are gone, and gives their size in bytes. A
+/// machine that still runs has its disk open.
+fn prune_disks(dir: &Path, store: &ImageStore) -> anyhow::Result<u64> {
+    let kept: BTreeSet<String> =
+        store.list()?.iter().map(|image| format!("{}.erofs", image.digest.hex())).collect();
+    let mut freed = 0;
+    for entry in fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok) {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.ends_with(".erofs") && !kept.contains(&name) {
+            freed += entry.metadata().map_or(0, |metadata| metadata.blocks() * 512);
+            fs::remove_file(entry.path())
+                .with_context(|| format!("cannot remove {}", entry.path().display()))?;
+        }
+    }
+    Ok(freed)
 }
 
 /// Digests of the images that containers of existing pods were made from.
@@ -169,4 +188,23 @@ fn verify(store: &ImageStore) -> anyhow::Result<()> {
     }
     problems.iter().for_each(|problem| println!("{problem}"));
     bail!("{} problems: remove the images concerned and load them again", problems.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disks_of_images_that_are_gone_go() {
+        let dir = std::env::temp_dir().join(format!("cumulet-disks-{}", std::process::id()));
+        let store = ImageStore::open(&dir.join("images")).expect("store");
+        assert_eq!(prune_disks(&dir.join("rootfs"), &store).expect("no directory"), 0);
+        fs::create_dir_all(dir.join("rootfs")).expect("directory");
+        let (gone, other) = (dir.join("rootfs/0123.erofs"), dir.join("rootfs/0123.lock"));
+        fs::write(&gone, [0; 10_000]).expect("write");
+        fs::write(&other, "").expect("write");
+        assert!(prune_disks(&dir.join("rootfs"), &store).expect("prune") >= 10_000);
+        assert!(!gone.exists() && other.exists());
+        fs::remove_dir_all(&dir).expect("remove");
+    }
 }
