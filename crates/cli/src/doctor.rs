@@ -37,6 +37,7 @@ pub(crate) fn run(state: &StateDir, format: Format) -> anyhow::Result<u8> {
         nftables(),
         library("libnftables.so.1", "libnftables1"),
         library("libseccomp.so.2", "libseccomp2"),
+        machines(),
         kvm(),
         resource_capability(),
         disk(state),
@@ -143,16 +144,56 @@ fn library(name: &'static str, package: &str) -> Check {
     not(name, Verdict::Missing, "not found", format!("apt-get install {package}"))
 }
 
+/// What pods need that are virtual machines.
+fn machines() -> Check {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let dirs: Vec<_> = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]).collect();
+    let lacking: Vec<&str> = [("qemu-system-x86_64", "qemu-system-x86"), ("mkfs.erofs", "erofs-utils")]
+        .into_iter()
+        .filter(|(program, _)| !dirs.iter().any(|dir| dir.join(program).is_file()))
+        .map(|(_, package)| package)
+        .collect();
+    if !lacking.is_empty() {
+        let remedy = format!("apt-get install {}", lacking.join(" "));
+        return not("virtual machines", Verdict::Note, format!("no {}", lacking.join(", ")), remedy);
+    }
+    let exe = std::env::current_exe().unwrap_or_default();
+    let beside = exe.parent().unwrap_or(Path::new("/"));
+    let there = |variable: &str, name: &str| {
+        std::env::var_os(variable).map_or_else(|| beside.join(name), Into::into).exists()
+    };
+    match (there("CUMULET_GUEST", "vm/cumulet-guest"), there("CUMULET_KERNEL", "vm/kernel")) {
+        (true, true) => ok("virtual machines", "QEMU, agent and kernel"),
+        (agent, _) => {
+            let found = if agent { "no kernel" } else { "no agent" };
+            let remedy =
+                format!("cargo xtask guest puts agent and kernel into {}", beside.join("vm").display());
+            not("virtual machines", Verdict::Note, found, remedy)
+        }
+    }
+}
+
+/// Where the node keeps what came of trying KVM with a real guest.
+const KVM_VERDICT: &str = "/run/cumulet/kvm.json";
+
 fn kvm() -> Check {
+    const EMULATION: &str = "VM pods use software emulation";
+    let verdict = fs::read(KVM_VERDICT).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    if let Some(known) = verdict.filter(|known| known["host_boot"] == boot.as_str()) {
+        let reason =
+            known["verdict"]["reason"].as_str().unwrap_or_default().lines().next().unwrap_or_default();
+        return match known["verdict"]["usable"] == true {
+            true => ok("kvm", "a guest ran on it"),
+            false => not("kvm", Verdict::Note, reason, EMULATION),
+        };
+    }
     match fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
         // Opening proves little: some machines have a /dev/kvm in which no guest gets anywhere.
-        Ok(_) => not(
-            "kvm",
-            Verdict::Note,
-            "/dev/kvm opens",
-            "whether a guest runs on it is probed once VM pods exist",
-        ),
-        Err(error) => not("kvm", Verdict::Note, error.to_string(), "VM pods would use software emulation"),
+        Ok(_) => {
+            not("kvm", Verdict::Note, "/dev/kvm opens", "the first VM pod tries whether a guest runs on it")
+        }
+        Err(error) => not("kvm", Verdict::Note, error.to_string(), EMULATION),
     }
 }
 

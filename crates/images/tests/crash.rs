@@ -1,4 +1,5 @@
-//! `kill -9` during imports: an image is there as a whole or not at all, and what is left behind is cleaned up.
+//! `kill -9` during imports and pruning: an image is there as a whole or not at all, and what is left behind is
+//! cleaned up.
 
 mod common;
 
@@ -31,7 +32,12 @@ fn child() {
     let store = open(&PathBuf::from(dir));
     for i in 0.. {
         store.load_from("burst", std::io::Cursor::new(archive(i % 40))).expect("load");
-        store.prune(&[]).expect("prune");
+        // Something to prune each time: an image that has no name any more.
+        let passing = 1_000_000 + i + usize::try_from(std::process::id()).expect("pid") * 1000;
+        store.load_from("passing", std::io::Cursor::new(archive(passing))).expect("load");
+        store.remove(&format!("app:{passing}")).expect("remove");
+        let pruned = store.prune(&[]).expect("prune");
+        assert!(!pruned.images.is_empty());
         std::io::stdout().write_all(format!("loaded {}\n", i % 40).as_bytes()).expect("write");
     }
 }
@@ -56,8 +62,8 @@ fn kill_leaves_whole_images() {
                 fresh += 1;
             }
             if fresh == 2 {
-                // Somewhere within the next import: a different place each round.
-                std::thread::sleep(Duration::from_micros(round * 700));
+                // Somewhere within the next imports and their pruning: a different place each round.
+                std::thread::sleep(Duration::from_micros(round * 1400));
                 child.kill().expect("kill");
                 fresh += 1;
             }
