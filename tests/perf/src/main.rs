@@ -9,11 +9,12 @@ mod memory;
 mod pods;
 mod store;
 mod up;
+mod vm;
 
 use anyhow::bail;
 use serde_json::{Value, json};
 
-const NAMES: &[&str] = &["up", "idle", "pods", "scale", "store", "supervisor", "images"];
+const NAMES: &[&str] = &["up", "idle", "pods", "scale", "store", "supervisor", "images", "vm"];
 
 fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -40,6 +41,7 @@ fn run(name: &str) -> anyhow::Result<Value> {
         "scale" => runtime.block_on(pods::scale()),
         "store" => runtime.block_on(store::run()),
         "images" => runtime.block_on(images::run()),
+        "vm" => runtime.block_on(vm::run()),
         "supervisor" => runtime.block_on(memory::supervisors()),
         _ => bail!("no benchmark {name}"),
     }

@@ -75,7 +75,8 @@ impl Watched {
         timeout(DEADLINE, search).await.with_context(|| format!("pod {} is not {what}", self.name))?
     }
 
-    async fn delete(mut self) -> anyhow::Result<()> {
+    /// Deletes the pod and waits until it is gone.
+    pub(crate) async fn delete(mut self) -> anyhow::Result<()> {
         self.pods.delete(&self.name, &DeleteParams::default().grace_period(0)).await?;
         self.until("gone", |event| matches!(event, WatchEvent::Deleted(_))).await
     }
