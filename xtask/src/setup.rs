@@ -113,12 +113,17 @@ pub(crate) fn old_kubectl_path() -> PathBuf {
 
 /// A busybox of this machine's release: the shell and the tools inside the example images.
 fn busybox() -> anyhow::Result<()> {
-    if cache_dir().join("bin/busybox").is_file() {
+    own_busybox("busybox", &cache_dir().join("bin/busybox"))
+}
+
+/// The program of one of the packages that are a busybox.
+fn own_busybox(package: &str, at: &Path) -> anyhow::Result<()> {
+    if at.is_file() {
         return Ok(());
     }
-    let tree = own_package("busybox")?;
+    let tree = own_package(package)?;
     let program = ["bin/busybox", "usr/bin/busybox"].iter().map(|p| tree.join(p)).find(|p| p.is_file());
-    link(&program.context("the package busybox has no busybox in it")?, &cache_dir().join("bin/busybox"))
+    link(&program.with_context(|| format!("the package {package} has no busybox in it"))?, at)
 }
 
 /// What the tests of the registry use: a client that others wrote.
@@ -126,7 +131,8 @@ pub(crate) fn test_tools() -> anyhow::Result<()> {
     if exists("skopeo") { Ok(()) } else { install(&["skopeo"]) }
 }
 
-/// Another registry, to test the client with and to compare with. Its package would start a service on the machine, so it is only unpacked.
+/// Another registry, to test the client with and to compare with. Its package would start a service on the machine, so
+/// it is only unpacked.
 pub(crate) fn docker_registry() -> anyhow::Result<()> {
     let at = docker_registry_path();
     if at.is_file() {
@@ -137,13 +143,7 @@ pub(crate) fn docker_registry() -> anyhow::Result<()> {
 
 /// The one program of the images that the agent is tested with.
 pub(crate) fn static_busybox() -> anyhow::Result<()> {
-    let at = static_busybox_path();
-    if at.is_file() {
-        return Ok(());
-    }
-    let tree = own_package("busybox-static")?;
-    let program = ["bin/busybox", "usr/bin/busybox"].iter().map(|p| tree.join(p)).find(|p| p.is_file());
-    link(&program.context("the package busybox-static has no busybox in it")?, &at)
+    own_busybox("busybox-static", &static_busybox_path())
 }
 
 /// Where [`static_busybox`] puts the program.
@@ -193,19 +193,9 @@ fn guest_kernel() -> anyhow::Result<()> {
             current(depends()?).with_context(|| format!("{KERNEL_PACKAGE} names no kernel"))?
         }
     };
-    let dir = cache_dir().join("packages").join(&package);
-    if !dir.join("tree").is_dir() {
-        fs::create_dir_all(&dir)?;
-        let download =
-            || run_command(command("apt-get").args(["-q", "download", &package]).current_dir(&dir));
-        if download().is_err() {
-            shell::run("apt-get", &["-q", "update"])?;
-            download()?;
-        }
-        unpack(&dir)?;
-    }
+    let tree = own_package(&package)?;
     let _ = fs::remove_file(&at);
-    std::os::unix::fs::symlink(dir.join("tree"), &at).with_context(|| format!("cannot link {}", at.display()))
+    std::os::unix::fs::symlink(tree, &at).with_context(|| format!("cannot link {}", at.display()))
 }
 
 /// Downloads one package of another Debian release and unpacks it in the cache, without installing it. The mirror

@@ -7,8 +7,9 @@
 //!   Always        pull            take it            pull
 //! ```
 //!
-//! Nothing is pulled from this cloud's own registry: what it has is in the store. The middle column is where a cloud on one machine differs from a cluster: an image that was built or loaded here, or
-//! pushed here, has no other place that could have a newer one.
+//! Nothing is pulled from this cloud's own registry: what it has is in the store. The middle column is where a cloud on
+//! one machine differs from a cluster: an image that was built or loaded here, or pushed here, has no other place that
+//! could have a newer one.
 
 use cumulet_images::{Client, ImageStore, Keyring, Origin, Reference};
 use std::path::PathBuf;

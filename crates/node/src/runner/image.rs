@@ -67,7 +67,8 @@ async fn find(context: &Arc<PodContext>, name: &str) -> Result<(ResolvedImage, O
     }
 }
 
-async fn on_disk<T: Send + 'static>(
+/// Works on the image store, away from the runtime's own threads.
+pub(super) async fn on_disk<T: Send + 'static>(
     task: impl FnOnce() -> Result<T, ImageError> + Send + 'static,
 ) -> Result<T, ImageError> {
     let done = tokio::task::spawn_blocking(task).await;

@@ -1,5 +1,6 @@
 //! Starting a container: everything it needs is resolved here, so that its order leaves nothing open.
 
+use super::image::on_disk;
 use super::task::{PodContext, container};
 use crate::convert::{Parts, container_spec};
 use crate::supervisor::client::GONE;
@@ -50,9 +51,12 @@ async fn order(context: &Arc<PodContext>, name: &str, attempt: u32) -> Result<Co
     let image = match image {
         Some(image) => image,
         None => {
-            let reference = container.image.as_deref().unwrap_or_default();
-            let policy = container.image_pull_policy.as_deref();
-            (context.shared.images.present(reference, policy))
+            let reference = container.image.clone().unwrap_or_default();
+            let policy = container.image_pull_policy.clone();
+            let images = context.shared.images.clone();
+            // It may have to be unpacked again.
+            on_disk(move || images.present(&reference, policy.as_deref()))
+                .await
                 .map_err(|error| (error.reason.to_owned(), error.message))?
         }
     };

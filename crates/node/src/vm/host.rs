@@ -137,7 +137,7 @@ fn group(kvm: bool) -> u32 {
 }
 
 /// An error and its causes in one line.
-fn text(error: &dyn std::error::Error) -> String {
+pub(crate) fn text(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

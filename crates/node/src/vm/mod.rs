@@ -10,7 +10,7 @@
 mod host;
 mod spec;
 
-pub(crate) use host::{Host, Hosts};
+pub(crate) use host::{Host, Hosts, text};
 pub(crate) use spec::{mounts, vm_spec};
 
 use cumulet_cluster::Api;

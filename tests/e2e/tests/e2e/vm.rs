@@ -3,7 +3,6 @@
 
 use crate::{wait_field, wait_ready};
 use cumulet_e2e::{Cloud, http_get, wait_for};
-use std::path::Path;
 
 fn manifest() -> &'static str {
     include_str!("../../../../examples/hello/vm.yaml")
@@ -35,22 +34,18 @@ fn machines(cloud: &Cloud) -> Vec<i32> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(of_cloud).collect()
 }
 
-/// True where virtual machines can run: the program finds their agent and kernel.
-fn available() -> bool {
-    let program = cumulet_e2e::program();
-    let dir = program.parent().unwrap_or(Path::new(".")).join("vm");
-    let there = dir.join("cumulet-guest").exists() && dir.join("kernel").exists();
-    if !there {
-        eprintln!("skipped: no agent and kernel in {}: run `cargo xtask guest`", dir.display());
+/// The program has to find the agent of its machines and their kernel.
+fn needs_agent() -> anyhow::Result<()> {
+    let dir = cumulet_e2e::program().with_file_name("vm");
+    match dir.join("cumulet-guest").exists() && dir.join("kernel").exists() {
+        true => Ok(()),
+        false => anyhow::bail!("no agent and kernel in {}: run `cargo xtask guest`", dir.display()),
     }
-    there
 }
 
 #[test]
 fn hello_as_a_machine() -> anyhow::Result<()> {
-    if !available() {
-        return Ok(());
-    }
+    needs_agent()?;
     let cloud = Cloud::with_hello()?;
     cloud.kubectl_with(&["apply", "-f", "-"], manifest())?;
     let rolled = cloud.kubectl(&["rollout", "status", "deployment/hello-vm", "--timeout=120s"]);
@@ -102,9 +97,7 @@ fn hello_as_a_machine() -> anyhow::Result<()> {
 
 #[test]
 fn a_machine_ends_and_what_follows() -> anyhow::Result<()> {
-    if !available() {
-        return Ok(());
-    }
+    needs_agent()?;
     let cloud = Cloud::with_hello()?;
     // A program's exit code and its last words.
     let script = "echo out; echo last words > /dev/termination-log; exit 3";

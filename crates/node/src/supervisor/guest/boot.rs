@@ -5,6 +5,7 @@ use crate::supervisor::files::{CONSOLE_LOG, CONSOLE_SOCKET, MACHINE, SCRATCH};
 use crate::supervisor::log::last_bytes;
 use crate::supervisor::proto::{PodNetwork, SandboxSpec, VmSpec, VmVolume};
 use crate::supervisor::record::{Record, now_us};
+use crate::vm::text;
 use cumulet_container::cgroup::Cgroup;
 use cumulet_guest_proto::spec::{FileTree, Network, Pod, Route};
 use cumulet_vmm::scratch;
@@ -257,18 +258,6 @@ fn last_words(console: &str) -> String {
         words if panic.is_some() => format!(": {words}"),
         words => format!("; its console ends with: {words}"),
     }
-}
-
-/// An error and its causes in one line.
-fn text(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]
