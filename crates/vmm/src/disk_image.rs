@@ -26,15 +26,27 @@ impl DiskImage {
     /// Opens an image and finds out what it is: qcow2, or raw.
     ///
     /// # Errors
-    /// It cannot be read, or is of a kind that is refused (data in another file, unknown version).
+    /// It cannot be read, is no file, or is of a kind that is refused: data in another file, a difference to another
+    /// one, encrypted, truncated, larger than 16 TiB.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let image = File::open(path).map_err(file("open", path))?;
-        let length = image.metadata().map_err(file("look at", path))?.len();
+        let wrong = |reason: &str| Err(Error::Spec(format!("{}: {reason}", path.display())));
+        // Without waiting for somebody who writes, if it is a pipe.
+        let mut options = OpenOptions::new();
+        let image =
+            options.read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(file("open", path))?;
+        let metadata = image.metadata().map_err(file("look at", path))?;
+        if !metadata.is_file() {
+            return wrong("not a file");
+        }
+        let length = metadata.len();
         let mut magic = [0; 4];
         let qcow2 = length >= 4 && image.read_exact_at(&mut magic, 0).is_ok() && &magic == qcow2::MAGIC;
-        let size_bytes = if qcow2 { qcow2::check(&image)? } else { length };
+        let size_bytes = if qcow2 { qcow2::examine(&image)? } else { length };
         if size_bytes == 0 {
-            return Err(Error::Spec(format!("{}: an empty disk", path.display())));
+            return wrong("an empty disk");
+        }
+        if size_bytes > qcow2::MAX_DISK_BYTES {
+            return wrong("a disk of more than 16 TiB");
         }
         Ok(Self { file: image, qcow2, size_bytes })
     }
@@ -46,11 +58,12 @@ impl DiskImage {
     }
 
     /// Makes a machine's own copy at `path`, at least as large as asked; a guest finds the rest behind its partitions.
+    /// The copy is for one machine at a time.
     ///
     /// # Errors
-    /// The file cannot be made, or `qemu-img` failed.
+    /// The file cannot be made, a size of more than 16 TiB, or `qemu-img` failed.
     pub fn overlay(&self, path: &Path, min_bytes: u64, serial: &str) -> Result<Disk, Error> {
-        let size = self.size_bytes.max(min_bytes).next_multiple_of(SECTOR);
+        let size = self.size_bytes.max(min_bytes.min(qcow2::MAX_DISK_BYTES)).next_multiple_of(SECTOR);
         let made = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path);
         let own = made.map_err(file("make", path))?;
         let output = Command::new("qemu-img")
@@ -67,6 +80,19 @@ impl DiskImage {
             let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
             return Err(Error::Program { program: "qemu-img".to_owned(), message });
         }
+        self.above(own, serial)
+    }
+
+    /// The copy that [`Self::overlay`] made at `path`, for the same machine when it starts again.
+    ///
+    /// # Errors
+    /// The file cannot be opened.
+    pub fn reopen(&self, path: &Path, serial: &str) -> Result<Disk, Error> {
+        let own = OpenOptions::new().read(true).write(true).open(path).map_err(file("open", path))?;
+        self.above(own, serial)
+    }
+
+    fn above(&self, own: File, serial: &str) -> Result<Disk, Error> {
         let image = self.file.try_clone().map_err(crate::error::system("duplicate a descriptor"))?;
         Ok(Disk {
             file: own,
@@ -97,9 +123,19 @@ mod tests {
         let copy = DiskImage::open(&top).unwrap();
         assert_eq!((copy.qcow2, copy.size_bytes()), (true, 1 << 20));
         assert!(image.overlay(&top, 0, "root").is_err(), "it would destroy another machine's disk");
+        assert!(
+            image.reopen(&top, "root").is_ok() && image.reopen(&dir.path().join("none"), "root").is_err()
+        );
         std::fs::write(&raw, b"").unwrap();
         assert!(DiskImage::open(&raw).is_err());
         std::fs::write(&raw, b"QFI\xfb").unwrap();
         assert!(DiskImage::open(&raw).is_err());
+        let pipe = dir.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(DiskImage::open(&pipe).is_err() && DiskImage::open(dir.path()).is_err());
+        let huge = File::create(dir.path().join("huge")).unwrap();
+        if huge.set_len(17 << 40).is_ok() {
+            assert!(DiskImage::open(&dir.path().join("huge")).is_err());
+        }
     }
 }

@@ -168,7 +168,12 @@ impl Probe<'_> {
                 parameters: Vec::new(),
             },
             channel: Some(channel),
-            console: ConsoleSpec { log: work.join("console.log"), log_limit_bytes: 1 << 16, socket: None },
+            console: ConsoleSpec {
+                log: work.join("console.log"),
+                log_limit_bytes: 1 << 16,
+                socket: None,
+                output: None,
+            },
             disks: Vec::new(),
             nics: Vec::new(),
             page_reporting: false,

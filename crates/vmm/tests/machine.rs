@@ -108,6 +108,7 @@ fn order(dir: &Path) -> (MachineSpec, Channel) {
             log: dir.join("console.log"),
             log_limit_bytes: 1 << 20,
             socket: Some(dir.join("console.sock")),
+            output: None,
         },
         disks: Vec::new(),
         nics: Vec::new(),

@@ -101,7 +101,7 @@ impl Parts {
                 parameters: std::env::var("CUMULET_TEST_KERNEL").into_iter().collect(),
             },
             channel: Some(channel.into()),
-            console: ConsoleSpec { log, log_limit_bytes: 1 << 20, socket: None },
+            console: ConsoleSpec { log, log_limit_bytes: 1 << 20, socket: None, output: None },
             disks: vec![disk(File::open(&self.image).unwrap(), SERIAL, true)],
             nics: Vec::new(),
             // A machine with it could not be a template.

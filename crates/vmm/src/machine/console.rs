@@ -1,7 +1,8 @@
 //! The serial console: a log with a limit, and a socket where people attach.
 //!
 //! What the guest writes goes to the log and to everybody who is attached; what they write goes to the guest. The guest
-//! is never held up: a person who does not read misses output, and a guest that does not read misses input.
+//! is never held up by people: one who does not read misses output, and a guest that does not read misses input. Only
+//! the owner's own queue of output ([`ConsoleSpec::output`]) misses nothing, and holds the guest up when it is full.
 
 use super::spec::ConsoleSpec;
 use crate::Error;
@@ -11,6 +12,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::PathBuf;
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
 
 /// More people than this cannot attach at once.
 const MAX_ATTACHED: usize = 8;
@@ -53,6 +55,7 @@ pub(super) struct Console {
     listener: Option<UnixListener>,
     socket: Option<PathBuf>,
     guest: UnixStream,
+    output: Option<mpsc::Sender<Vec<u8>>>,
 }
 
 impl Console {
@@ -70,7 +73,7 @@ impl Console {
         let listener = listener
             .transpose()
             .map_err(file("make the console's socket", spec.socket.clone().unwrap_or_default()))?;
-        Ok(Self { log, listener, socket: spec.socket.clone(), guest })
+        Ok(Self { log, listener, socket: spec.socket.clone(), guest, output: spec.output.clone() })
     }
 
     /// Runs until QEMU closes its end.
@@ -81,8 +84,12 @@ impl Console {
             // Every arm only waits for readiness or takes one whole connection: dropping it loses nothing.
             tokio::select! {
                 ready = self.guest.readable() => {
-                    if ready.is_err() || !self.show_output(&mut people, &mut buffer) {
+                    let Some(n) = ready.ok().and_then(|()| self.show_output(&mut people, &mut buffer)) else {
                         break;
+                    };
+                    if n > 0 && let Some(output) = &self.output {
+                        // An owner who has stopped listening wants no more.
+                        let _ = output.send(buffer[..n].to_vec()).await;
                     }
                 }
                 accepted = accept(self.listener.as_ref()) => {
@@ -98,12 +105,12 @@ impl Console {
         }
     }
 
-    /// False when QEMU has closed.
-    fn show_output(&mut self, people: &mut Vec<UnixStream>, buffer: &mut [u8]) -> bool {
+    /// How many bytes came; `None` when QEMU has closed.
+    fn show_output(&mut self, people: &mut Vec<UnixStream>, buffer: &mut [u8]) -> Option<usize> {
         let n = match self.guest.try_read(buffer) {
-            Ok(0) => return false,
+            Ok(0) => return None,
             Ok(n) => n,
-            Err(e) => return e.kind() == io::ErrorKind::WouldBlock,
+            Err(e) => return (e.kind() == io::ErrorKind::WouldBlock).then_some(0),
         };
         if let Err(error) = self.log.write(&buffer[..n]) {
             tracing::debug!(%error, "the console's log cannot be written");
@@ -112,7 +119,7 @@ impl Console {
             Ok(_) => true,
             Err(e) => e.kind() == io::ErrorKind::WouldBlock,
         });
-        true
+        Some(n)
     }
 
     fn pass_input(&self, people: &mut Vec<UnixStream>, person: usize, buffer: &mut [u8]) {
@@ -155,12 +162,22 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (mut guest, ours) = UnixStream::pair().unwrap();
         let socket = dir.path().join("console.sock");
+        let (queue, mut output) = mpsc::channel(1);
         let spec = ConsoleSpec {
             log: dir.path().join("console.log"),
             log_limit_bytes: 8192,
             socket: Some(socket.clone()),
+            output: Some(queue),
         };
+        let collected = tokio::spawn(async move {
+            let mut all = 0;
+            while let Some(chunk) = output.recv().await {
+                all += chunk.len();
+            }
+            all
+        });
         let running = tokio::spawn(Console::open(&spec, ours).unwrap().run());
+        drop(spec);
         let mut person = UnixStream::connect(&socket).await.unwrap();
         person.write_all(b"in").await.unwrap();
         let mut two = [0; 2];
@@ -177,5 +194,6 @@ mod tests {
         let size = |name: &str| fs::metadata(dir.path().join(name)).unwrap().len();
         assert!(size("console.log") <= 8192 && size("console.log.1") <= 8192);
         assert!(!socket.exists());
+        assert_eq!(collected.await.unwrap(), 20_002);
     }
 }

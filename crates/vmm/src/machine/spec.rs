@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use tokio::sync::mpsc;
 
 /// Smallest guest memory with which the kernel and its initramfs start.
 pub const MIN_MEMORY_BYTES: u64 = 96 << 20;
@@ -167,6 +168,8 @@ pub struct ConsoleSpec {
     pub log_limit_bytes: u64,
     /// A socket (mode 0600) where people attach. None: nobody can.
     pub socket: Option<PathBuf>,
+    /// Is sent everything as well, and holds the guest up while it is full. Closed when QEMU has ended.
+    pub output: Option<mpsc::Sender<Vec<u8>>>,
 }
 
 /// The order for a machine.

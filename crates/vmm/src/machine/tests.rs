@@ -24,7 +24,12 @@ pub(crate) fn order(dir: &std::path::Path) -> MachineSpec {
             parameters: vec!["a=b".into()],
         },
         channel: None,
-        console: ConsoleSpec { log: dir.join("console.log"), log_limit_bytes: 1 << 20, socket: None },
+        console: ConsoleSpec {
+            log: dir.join("console.log"),
+            log_limit_bytes: 1 << 20,
+            socket: None,
+            output: None,
+        },
         disks: Vec::new(),
         nics: Vec::new(),
         page_reporting: true,

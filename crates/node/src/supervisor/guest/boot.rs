@@ -131,6 +131,7 @@ fn machine_spec(
             log: record.dir.join(CONSOLE_LOG),
             log_limit_bytes: CONSOLE_LOG_BYTES,
             socket: Some(runtime.join(CONSOLE_SOCKET)),
+            output: None,
         },
         disks,
         nics: vec![Nic {
