@@ -64,7 +64,7 @@ async fn stop(dir: std::path::PathBuf, grace: Duration) {
                         running.remove(&name);
                     }
                 }
-                Some(Event::Snapshot { .. }) => {}
+                Some(Event::Snapshot { .. } | Event::Restored(_)) => {}
                 None => return,
             }
         }

@@ -72,8 +72,9 @@ async fn make(context: &Arc<PodContext>, pod: &Arc<Pod>, kind: &Kind) -> Result<
         if in_machine { Ok(()) } else { volumes::mount_memory(&of, &files.dirs) }
     })
     .await?;
-    let supervisor =
-        Supervisor::spawn(&shared.config.exe, &context.dirs.root, &spec).await.map_err(|e| e.message)?;
+    let supervisor = Supervisor::spawn(&shared.config.exe, &context.dirs.root, &spec, None)
+        .await
+        .map_err(|e| e.message)?;
     let supervisor = Arc::new(supervisor);
     context.live().supervisor = Some(supervisor.clone());
     if let Some(address) = address {
@@ -101,6 +102,7 @@ fn sandbox_spec(context: &PodContext, pod: &Pod, hostname: String) -> SandboxSpe
         log_dir: context.dirs.logs.display().to_string(),
         log_max_bytes: config.log_max_bytes,
         log_max_files: config.log_max_files,
+        standby: false,
         vm: None,
     }
 }
@@ -150,6 +152,7 @@ pub(super) fn pump(
                     containers.into_iter().for_each(|(name, instance)| context.report(told(name, instance)));
                 }
                 proto::Event::Container { name, instance } => context.report(told(name, instance)),
+                proto::Event::Restored(_) => {}
             }
         }
         // A sandbox that was destroyed on purpose has taken its supervisor out before.

@@ -72,6 +72,7 @@ async fn order(context: &Arc<PodContext>, name: &str, attempt: u32) -> Result<Co
     let guest = machine.then(|| GuestParts {
         images: vec![disk_serial(&image.id)],
         mounts: vm::mounts(container, &environment),
+        identity: None,
     });
     let mounts = match machine {
         true => Vec::new(),

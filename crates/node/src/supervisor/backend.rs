@@ -57,6 +57,9 @@ impl Backend {
                 Request::ReopenLogs => pod.reopen_logs(),
                 // They see the very files.
                 Request::VolumesChanged => Reply::Ok,
+                Request::SaveTemplate | Request::Continue(_) | Request::Become(..) => {
+                    refuse("Unsupported", "containers have no template")
+                }
                 Request::Shutdown => pod.shutdown().await,
             },
             Kind::Machine(machine) => match request {
@@ -67,6 +70,9 @@ impl Backend {
                 }
                 Request::ReopenLogs => machine.reopen_logs(),
                 Request::VolumesChanged => machine.volumes_changed().await,
+                Request::SaveTemplate => machine.save_template().await,
+                Request::Continue(parts) => machine.go_on(*parts).await,
+                Request::Become(sandbox, network) => machine.become_pod(*sandbox, network).await,
                 Request::Shutdown => machine.shutdown().await,
             },
         }

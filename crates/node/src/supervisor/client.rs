@@ -11,6 +11,7 @@ use super::proto::{Event, FrameKind, Hello, Reply, Request, SandboxSpec, Session
 use super::{files, sockets};
 use cumulet_cluster::streams::{Exit, Input, Output, Session};
 use std::collections::VecDeque;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -64,7 +65,7 @@ type Waiting = oneshot::Sender<Result<(), SupervisorError>>;
 #[derive(Debug)]
 pub struct Supervisor {
     pid: i32,
-    dir: PathBuf,
+    dir: Mutex<PathBuf>,
     requests: mpsc::Sender<(Request, Waiting)>,
     events: Mutex<Option<mpsc::Receiver<Event>>>,
 }
@@ -72,10 +73,18 @@ pub struct Supervisor {
 impl Supervisor {
     /// Starts the supervisor of a pod and connects to it. `exe` is run as `exe supervise DIR`, in a session of its
     /// own and not as a child of this process. `dir` must exist; it is the pod's and keeps the supervisor's files.
-    pub async fn spawn(exe: &Path, dir: &Path, spec: &SandboxSpec) -> Result<Self, SupervisorError> {
+    /// `memory` is that of a template, if the pod's machine has to do with one.
+    pub async fn spawn(
+        exe: &Path,
+        dir: &Path,
+        spec: &SandboxSpec,
+        memory: Option<&File>,
+    ) -> Result<Self, SupervisorError> {
         files::write_json(&dir.join(files::SANDBOX), spec)
             .map_err(|e| SupervisorError::failed("cannot write the sandbox file", e))?;
-        tokio::time::timeout(SPAWN_DEADLINE, launch(exe, dir))
+        let memory = memory.map(File::try_clone).transpose();
+        let memory = memory.map_err(|e| SupervisorError::failed("cannot pass the template's memory", e))?;
+        tokio::time::timeout(SPAWN_DEADLINE, launch(exe, dir, memory))
             .await
             .map_err(|_| SupervisorError::failed("supervisor did not come up", "deadline exceeded"))??;
         Self::connect(dir).await
@@ -103,7 +112,7 @@ impl Supervisor {
         // Both tasks end when the connection or the `Supervisor` ends; neither holds anything else.
         tokio::spawn(write_requests(writer, request_receiver, waiting.clone()));
         tokio::spawn(read_messages(reader, event_sender, waiting));
-        Ok(Self { pid, dir: dir.to_owned(), requests, events: Mutex::new(Some(events)) })
+        Ok(Self { pid, dir: Mutex::new(dir.to_owned()), requests, events: Mutex::new(Some(events)) })
     }
 
     /// Process id of the supervisor, in whose namespaces the pod lives.
@@ -112,8 +121,8 @@ impl Supervisor {
     }
 
     /// The pod's directory.
-    pub fn dir(&self) -> &Path {
-        &self.dir
+    pub fn dir(&self) -> PathBuf {
+        self.dir.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The events, first of all an [`Event::Snapshot`]. The channel closes when the supervisor is gone. It can be
@@ -133,7 +142,7 @@ impl Supervisor {
 
     /// Opens an exec or attach session on a connection of its own.
     pub async fn session(&self, request: SessionRequest) -> Result<Session, SupervisorError> {
-        let mut stream = open(&self.dir, true).await?;
+        let mut stream = open(&self.dir(), true).await?;
         send(&mut stream, &request).await?;
         let (mut reader, writer) = stream.into_split();
         match next_message(&mut reader).await? {
@@ -207,14 +216,14 @@ pub fn clean_up(dir: &Path, cgroup: &str) -> Result<(), SupervisorError> {
 
 /// Runs `exe supervise DIR` and waits until it says that it is ready. The process that is started forks once more
 /// and ends, so that the supervisor is nobody's child here and never a zombie.
-async fn launch(exe: &Path, dir: &Path) -> Result<(), SupervisorError> {
+async fn launch(exe: &Path, dir: &Path, memory: Option<File>) -> Result<(), SupervisorError> {
     let cannot = |e: std::io::Error| SupervisorError::failed("cannot start the supervisor", e);
     let (reader, writer) = std::io::pipe().map_err(cannot)?;
     let log = files::open_log(dir).map_err(cannot)?;
     let mut child = tokio::process::Command::new(exe)
         .arg("supervise")
         .arg(dir)
-        .stdin(Stdio::null())
+        .stdin(memory.map_or_else(Stdio::null, Stdio::from))
         .stdout(writer)
         .stderr(log)
         .current_dir("/")

@@ -7,7 +7,7 @@
 use super::backend::Backend;
 use super::guest::Machine;
 use super::pod::Pod;
-use super::proto::SandboxSpec;
+use super::proto::{SandboxSpec, VmMemory};
 use super::reaper::Reaper;
 use super::record::Record;
 use super::{files, server, sockets};
@@ -18,6 +18,7 @@ use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::unistd::{ForkResult, fork, setgroups, sethostname, setsid};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, Write};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -48,10 +49,16 @@ pub fn run(dir: &Path) -> ExitCode {
 
 fn supervise(dir: &Path) -> Result<(), Failure> {
     detach()?;
-    let dir = fs::canonicalize(dir)?;
+    let mut dir = fs::canonicalize(dir)?;
     let _lock = lock(&dir)?;
     let mut sandbox: SandboxSpec = serde_json::from_slice(&fs::read(dir.join(files::SANDBOX))?)
         .map_err(|e| format!("{}: {e}", files::SANDBOX))?;
+    let memory = template_memory(&sandbox)?;
+    let held = File::open(&dir)?;
+    if sandbox.standby {
+        // The directory gets another name when a pod takes the standby.
+        dir = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
+    }
     // A virtual machine needs neither namespaces of its own nor libcontainer.
     let shm = match &sandbox.vm {
         Some(_) => None,
@@ -69,7 +76,7 @@ fn supervise(dir: &Path) -> Result<(), Failure> {
         let vm = sandbox.vm.take();
         let record = Record::new(dir.clone(), sandbox);
         let backend = match (vm, shm) {
-            (Some(vm), _) => Backend::machine(record.clone(), Machine::new(record, *vm)),
+            (Some(vm), _) => Backend::machine(record.clone(), Machine::new(record, *vm, memory)),
             (None, Some(shm)) => Backend::containers(record.clone(), Pod::new(record, shm, Reaper::start()?)),
             (None, None) => return Err(io::Error::other("the pod has no shared memory")),
         };
@@ -79,6 +86,16 @@ fn supervise(dir: &Path) -> Result<(), Failure> {
     let _ = fs::remove_file(dir.join(files::SOCKET));
     let _ = fs::remove_file(dir.join(files::PID));
     Ok(served?)
+}
+
+/// The memory of a template, which is the standard input of this process.
+fn template_memory(sandbox: &SandboxSpec) -> io::Result<Option<File>> {
+    let memory = match sandbox.vm.as_ref().map(|vm| &vm.memory) {
+        None | Some(VmMemory::Own) => return Ok(None),
+        Some(VmMemory::Template | VmMemory::Clone { .. }) => io::stdin().as_fd().try_clone_to_owned()?,
+    };
+    nix::unistd::dup2_stdin(File::open("/dev/null")?)?;
+    Ok(Some(File::from(memory)))
 }
 
 /// Cuts the ties to whoever started this process.

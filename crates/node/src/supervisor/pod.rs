@@ -268,7 +268,7 @@ impl Pod {
         }
         let remove = || -> Result<(), cumulet_container::cgroup::CgroupError> {
             Cgroup::leave()?;
-            Cgroup::new(&self.record.sandbox.cgroup)?.remove()
+            Cgroup::new(&self.record.sandbox().cgroup)?.remove()
         };
         remove().map_or_else(|e| refuse("CgroupError", e), |()| Reply::Ok)
     }

@@ -75,6 +75,14 @@ pub enum Request {
     ReopenLogs,
     /// Files below the pod's directory (`etc`, volumes of files) have changed: a virtual machine has to be told.
     VolumesChanged,
+    /// Makes a virtual machine that was started as a template ([`VmMemory::Template`]) one: its containers are frozen, the
+    /// devices' state and [`TemplateNotes`] are written to [`TEMPLATE_STATE`] and [`TEMPLATE_NOTES`] in the machine's
+    /// directory, QEMU ends. The memory is then what it was, and the containers stand still until [`Self::Continue`].
+    SaveTemplate,
+    /// Goes on after [`Self::SaveTemplate`], as a clone of what was saved.
+    Continue(Box<IdentityParts>),
+    /// Gives a standby clone, whose network is that of [`PodNetwork`], its pod. Its directory was renamed before.
+    Become(Box<SandboxSpec>, PodNetwork),
     /// Kills what still runs, unmounts, removes cgroups, and ends the supervisor after the reply.
     Shutdown,
 }
@@ -144,6 +152,8 @@ pub enum Event {
         /// Newest instance of every container ever started.
         containers: BTreeMap<String, Instance>,
     },
+    /// A clone has taken on its identity.
+    Restored(Restored),
     /// A container changed state.
     Container {
         /// Container name.
@@ -151,6 +161,26 @@ pub enum Event {
         /// Its newest instance.
         instance: Instance,
     },
+}
+
+/// How a clone came to be, for people and benchmarks. Times in microseconds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Restored {
+    /// From the order for QEMU until it answered.
+    pub spawn_us: u64,
+    /// Reading the devices' state.
+    pub load_us: u64,
+    /// From the first instruction after the restore to the agent's greeting.
+    pub greet_us: u64,
+    /// From the order to take on the identity to the answer, the thaw included.
+    pub identity_us: u64,
+    /// What the agent itself needed for each phase of that.
+    pub phases: Vec<(cumulet_guest_proto::identity::Phase, u64)>,
+    /// TCP connections of the template that were aborted.
+    pub connections_aborted: u32,
+    /// The clone waited as a standby, so that spawn, load and greeting were before the pod was.
+    pub standby: bool,
 }
 
 /// One run of a container.
@@ -241,6 +271,9 @@ pub struct SandboxSpec {
     pub log_max_bytes: u64,
     /// Keep this many files per container instance, the current one included.
     pub log_max_files: u32,
+    /// There is no pod yet: a clone that waits for one ([`Request::Become`]).
+    #[serde(default)]
+    pub standby: bool,
     /// The virtual machine that the pod is to be; containers in the supervisor's namespaces when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vm: Option<Box<VmSpec>>,
@@ -275,12 +308,58 @@ pub struct VmSpec {
     pub etc: PathBuf,
     /// Volumes by name.
     pub volumes: BTreeMap<String, VmVolume>,
+    /// Where the memory is.
+    #[serde(default)]
+    pub memory: VmMemory,
     /// All containers share one pid namespace.
     #[serde(default)]
     pub share_process_namespace: bool,
     /// Limits of the whole pod on the host.
     #[serde(default)]
     pub limits: cumulet_container::Resources,
+}
+
+/// Where a machine's memory is, and so how it starts. The memory of a template is the supervisor's standard input.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VmMemory {
+    /// Its own. The machine boots, and gives free pages back to the host.
+    #[default]
+    Own,
+    /// What is to become a template's: the machine boots, in memory that it shares with who started the supervisor.
+    Template,
+    /// A template's, copied page by page when it is written: the machine goes on where the template was.
+    Clone {
+        /// File with the devices' state.
+        state: PathBuf,
+        /// The containers in it.
+        notes: TemplateNotes,
+    },
+}
+
+/// File with the devices' state of a machine that was saved, in the machine's directory.
+pub const TEMPLATE_STATE: &str = "template.state";
+/// File with its [`TemplateNotes`].
+pub const TEMPLATE_NOTES: &str = "template.json";
+
+/// What a supervisor has to know of the containers in a template.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TemplateNotes {
+    /// By name.
+    pub containers: BTreeMap<String, TemplateContainer>,
+    /// Microseconds for which nothing in the machine ran.
+    pub pause_us: u64,
+}
+
+/// A container in a template.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TemplateContainer {
+    /// Instance, as the agent knows it.
+    pub attempt: u32,
+    /// Number of its stream.
+    pub stream: u32,
+    /// It runs; else it ended well, as init containers do.
+    pub running: bool,
 }
 
 /// An image as a disk.
@@ -352,4 +431,18 @@ pub struct GuestParts {
     pub images: Vec<String>,
     /// Mounts of the pod's volumes, in order.
     pub mounts: Vec<cumulet_guest_proto::spec::Mount>,
+    /// Who the pod is, for a clone that has to become it first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<IdentityParts>,
+}
+
+/// What a clone is told of its identity beside network, names and files.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdentityParts {
+    /// `/run/cumulet/identity.json`.
+    pub document: String,
+    /// Variables in which the pod differs from its template, `NAME=value`.
+    pub env: Vec<String>,
+    /// Run before the containers go on.
+    pub after_restore: Option<cumulet_guest_proto::identity::Hook>,
 }

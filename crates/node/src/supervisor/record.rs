@@ -6,6 +6,7 @@ use super::files::{self, State};
 use super::log::{Limits, Log, last_bytes};
 use super::proto::{ContainerStart, Ended, Event, Instance, InstanceState, PodNetwork, SandboxSpec};
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -20,14 +21,25 @@ const EVENT_QUEUE: usize = 256;
 /// The record of a pod.
 pub(super) struct Record {
     pub(super) dir: PathBuf,
-    pub(super) sandbox: SandboxSpec,
+    sandbox: RefCell<Rc<SandboxSpec>>,
     state: RefCell<State>,
     listeners: RefCell<Vec<mpsc::Sender<Event>>>,
 }
 
 impl Record {
     pub(super) fn new(dir: PathBuf, sandbox: SandboxSpec) -> Rc<Self> {
+        let sandbox = RefCell::new(Rc::new(sandbox));
         Rc::new(Self { dir, sandbox, state: RefCell::default(), listeners: RefCell::default() })
+    }
+
+    /// What the pod is.
+    pub(super) fn sandbox(&self) -> Rc<SandboxSpec> {
+        self.sandbox.borrow().clone()
+    }
+
+    /// A standby has got its pod.
+    pub(super) fn set_sandbox(&self, sandbox: SandboxSpec) {
+        self.sandbox.replace(Rc::new(sandbox));
     }
 
     /// Events for a control connection, beginning with everything known.
@@ -50,6 +62,11 @@ impl Record {
         self.state.borrow().containers.get(container).map(|instance| instance.attempt)
     }
 
+    /// The newest instance of every container.
+    pub(super) fn containers(&self) -> BTreeMap<String, Instance> {
+        self.state.borrow().containers.clone()
+    }
+
     /// The network that was configured.
     pub(super) fn network(&self) -> Option<PodNetwork> {
         self.state.borrow().network.clone()
@@ -62,15 +79,20 @@ impl Record {
 
     /// Opens the log of an instance.
     pub(super) fn open_log(&self, container: &str, attempt: u32) -> Log {
-        let path = Path::new(&self.sandbox.log_dir).join(container).join(format!("{attempt}.log"));
-        let limits = Limits { max_bytes: self.sandbox.log_max_bytes, max_files: self.sandbox.log_max_files };
+        let sandbox = self.sandbox();
+        let path = Path::new(&sandbox.log_dir).join(container).join(format!("{attempt}.log"));
+        let limits = Limits { max_bytes: sandbox.log_max_bytes, max_files: sandbox.log_max_files };
         Log::open(path, limits)
     }
 
     /// Records the newest instance of a container: in memory, on disk, to the listeners.
     pub(super) fn put(&self, name: &str, attempt: u32, id: String, new: InstanceState) {
         let instance = self.note(name, attempt, id, new);
-        let event = Event::Container { name: name.to_owned(), instance };
+        self.tell(&Event::Container { name: name.to_owned(), instance });
+    }
+
+    /// Tells the listeners.
+    pub(super) fn tell(&self, event: &Event) {
         self.listeners.borrow_mut().retain(|listener| listener.try_send(event.clone()).is_ok());
     }
 

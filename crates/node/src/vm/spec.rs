@@ -3,7 +3,7 @@
 use crate::convert::id;
 use crate::dirs::PodDirs;
 use crate::env::Environment;
-use crate::supervisor::proto::{VmImage, VmSpec, VmVolume};
+use crate::supervisor::proto::{VmImage, VmMemory, VmSpec, VmVolume};
 use crate::vm::Host;
 use crate::volumes::payload;
 use cumulet_api::Quantity;
@@ -56,6 +56,7 @@ pub(crate) fn vm_spec(
         mac: cumulet_net::hardware_address(address),
         etc: dirs.etc(),
         volumes: volumes.filter_map(|v| Some((v.name.clone(), volume(v, pod, dirs, group)?))).collect(),
+        memory: VmMemory::Own,
         share_process_namespace: pod.spec.as_ref().and_then(|s| s.share_process_namespace) == Some(true),
         limits: size.limits,
     }

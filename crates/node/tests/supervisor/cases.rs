@@ -456,7 +456,7 @@ async fn adoption() {
     pod.start(pod.order("c", &["sleep"])).await.unwrap();
     pod.run(pod.order("done", &["exit", "4"])).await;
     let exe = std::env::current_exe().unwrap();
-    let error = Supervisor::spawn(&exe, pod.dir.path(), &pod.sandbox).await.unwrap_err();
+    let error = Supervisor::spawn(&exe, pod.dir.path(), &pod.sandbox, None).await.unwrap_err();
     assert!(error.message.contains("runs already"), "{error:?}");
     let again = Supervisor::connect(pod.dir.path()).await.unwrap();
     assert_eq!(again.pid(), pod.supervisor.pid());

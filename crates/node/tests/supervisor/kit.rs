@@ -79,11 +79,12 @@ impl Pod {
             log_dir: path.join("logs").display().to_string(),
             log_max_bytes: 10 << 20,
             log_max_files: 5,
+            standby: false,
             vm: None,
         };
         change(&mut sandbox);
         let exe = std::env::current_exe().unwrap();
-        let supervisor = Supervisor::spawn(&exe, path, &sandbox).await.unwrap();
+        let supervisor = Supervisor::spawn(&exe, path, &sandbox, None).await.unwrap();
         let mut events = supervisor.events();
         let first = events.recv().await.unwrap();
         assert!(matches!(first, Event::Snapshot { pid, .. } if pid == supervisor.pid()));
@@ -149,6 +150,7 @@ impl Pod {
                         self.known.insert(name, instance);
                     }
                     Event::Snapshot { .. } => panic!("second snapshot"),
+                    Event::Restored(_) => panic!("no clone"),
                 }
             }
         };

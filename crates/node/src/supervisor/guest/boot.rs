@@ -1,5 +1,6 @@
 //! From a pod's [`VmSpec`] to a running machine, and to what its agent is told first.
 
+use super::clone::micros;
 use super::files::{Files, tag};
 use crate::supervisor::files::{CONSOLE_LOG, CONSOLE_SOCKET, MACHINE, SCRATCH};
 use crate::supervisor::log::last_bytes;
@@ -20,6 +21,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::rc::Rc;
+use std::time::Instant;
 use tokio::net::UnixStream;
 use tokio::process::Child;
 
@@ -45,13 +47,20 @@ pub(super) struct Qemu {
 
 impl Qemu {
     /// Starts QEMU and lets the guest boot. `channel` is the machine's end of the channel.
+    /// `memory` is what a template's is to be in.
     pub(super) async fn start(
         record: &Record,
         vm: &VmSpec,
         network: &PodNetwork,
         channel: UnixStream,
+        memory: Option<&File>,
     ) -> Result<Self, String> {
         let mut spec = machine_spec(record, vm, network, channel)?;
+        if let Some(memory) = memory {
+            spec.memory = Memory::Shared(memory.try_clone().map_err(|e| format!("memory: {e}"))?);
+            // A clone has the same devices, and must not have a balloon.
+            spec.page_reporting = false;
+        }
         let served = serve(vm, &record.dir.join(MACHINE))?;
         let (directories, daemons): (Vec<_>, Vec<_>) =
             served.into_iter().map(|served| (served.directory, served.process)).unzip();
@@ -59,6 +68,42 @@ impl Qemu {
         let machine = Machine::spawn(&vm.qemu, spec).await.map_err(|e| text(&e))?;
         machine.start().await.map_err(|e| text(&e))?;
         Ok(Self { machine, _daemons: daemons.into() })
+    }
+
+    /// Starts QEMU as a clone that stands where the devices' state in `state` was taken, and lets the agent go on. `memory`
+    /// is what the guest's was then. With microseconds until QEMU answered, and for the state.
+    pub(super) async fn restore(
+        record: &Record,
+        vm: &VmSpec,
+        network: &PodNetwork,
+        channel: UnixStream,
+        (state, memory): (&Path, &File),
+    ) -> Result<(Self, [u64; 2]), String> {
+        let mut spec = machine_spec(record, vm, network, channel)?;
+        spec.boot = Boot::Incoming;
+        spec.memory = Memory::CopyOnWrite(memory.try_clone().map_err(|e| format!("memory: {e}"))?);
+        spec.page_reporting = false;
+        let state = File::open(state).map_err(|e| format!("{}: {e}", state.display()))?;
+        let began = Instant::now();
+        let machine = Machine::spawn(&vm.qemu, spec).await.map_err(|e| text(&e))?;
+        let spawned = micros(began);
+        machine.load(state).await.map_err(|e| text(&e))?;
+        let loaded = micros(began) - spawned;
+        machine.start().await.map_err(|e| text(&e))?;
+        Ok((Self { machine, _daemons: Rc::default() }, [spawned, loaded]))
+    }
+
+    /// Stops the machine and writes its devices' state.
+    pub(super) async fn save(&self, state: File) -> Result<(), String> {
+        self.machine.pause().await.map_err(|e| text(&e))?;
+        self.machine.save(state).await.map_err(|e| text(&e))
+    }
+
+    /// Lets a machine go on that may have been stopped.
+    pub(super) async fn resume(&self) {
+        if let Err(error) = self.machine.resume().await {
+            tracing::warn!(error = text(&error), "the machine does not go on");
+        }
     }
 
     /// The guest has answered.
@@ -115,7 +160,7 @@ fn machine_spec(
         });
     }
     Ok(MachineSpec {
-        name: machine_name(&record.sandbox),
+        name: machine_name(&record.sandbox()),
         accelerator: if vm.kvm { Accelerator::Kvm } else { Accelerator::Tcg },
         cpu_model: None,
         vcpus: vm.vcpus,
@@ -161,7 +206,7 @@ fn serve(vm: &VmSpec, work: &Path) -> Result<Vec<Served>, String> {
 
 /// QEMU's own user, the pod's cgroup, and namespaces without any interface.
 fn isolation(record: &Record, vm: &VmSpec) -> Result<Isolation, String> {
-    let pod = Cgroup::new(&record.sandbox.cgroup).map_err(|e| text(&e))?;
+    let pod = Cgroup::new(&record.sandbox().cgroup).map_err(|e| text(&e))?;
     let own = pod.child(MACHINE).map_err(|e| text(&e))?;
     own.create().and_then(|()| pod.limit(&vm.limits)).map_err(|e| text(&e))?;
     let prepare = move || {
@@ -221,6 +266,15 @@ pub(super) fn pod(
 fn machine_id(uid: &str) -> String {
     let digits: String = uid.chars().filter(char::is_ascii_hexdigit).collect();
     if digits.len() == 32 { digits.to_ascii_lowercase() } else { String::new() }
+}
+
+/// A random UUID (RFC 9562, version 4), as a kernel has one for every boot.
+pub(super) fn boot_id() -> io::Result<String> {
+    let mut bytes = random::<16>()?;
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok([&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-"))
 }
 
 /// A number that no other conversation has.

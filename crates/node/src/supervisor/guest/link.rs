@@ -69,6 +69,8 @@ struct Stream {
     end: RefCell<Option<oneshot::Sender<End>>>,
     /// Told when standard input may have room, and when the stream is forgotten.
     room: Notify,
+    /// Bytes of output that were received and not dealt with yet.
+    undone: Cell<usize>,
 }
 
 /// The host's end of the channel.
@@ -83,6 +85,8 @@ pub(super) struct Link {
     hello: RefCell<Option<oneshot::Sender<message::Snapshot>>>,
     warnings: Cell<u32>,
     ended: Cell<bool>,
+    /// Told when all output of a stream was dealt with.
+    done: Notify,
 }
 
 impl Link {
@@ -100,8 +104,43 @@ impl Link {
             hello: RefCell::new(Some(hello)),
             warnings: Cell::new(0),
             ended: Cell::new(false),
+            done: Notify::new(),
         };
         (Rc::new(link), greeted)
+    }
+
+    /// Begins another conversation, with the guest that goes on where the one before was saved. Streams go on; who waits
+    /// for an answer gets none.
+    pub(super) fn begin_again(&self, epoch: u64) -> oneshot::Receiver<message::Snapshot> {
+        self.callers.borrow_mut().clear();
+        self.proto.borrow_mut().begin(epoch, concat!("cumulet ", env!("CARGO_PKG_VERSION")));
+        let (hello, greeted) = oneshot::channel();
+        *self.hello.borrow_mut() = Some(hello);
+        greeted
+    }
+
+    /// Makes a stream known that a clone has from its template. Comes before [`Self::run`].
+    pub(super) fn inherit_stream(&self, stream: u32) -> Opened {
+        self.next_stream.set(self.next_stream.get().max(stream.saturating_add(1)));
+        self.register(stream)
+    }
+
+    /// The streams that are known.
+    pub(super) fn streams(&self) -> Vec<u32> {
+        self.streams.borrow().keys().copied().collect()
+    }
+
+    /// Waits until all output that has come was dealt with, and tells the guest so.
+    pub(super) async fn settle(&self) {
+        loop {
+            let done = self.done.notified();
+            if self.streams.borrow().values().all(|stream| stream.undone.get() == 0) {
+                break;
+            }
+            done.await;
+        }
+        self.proto.borrow_mut().acknowledge_consumed();
+        self.due.notify_one();
     }
 
     /// Carries bytes until the channel ends or the guest breaks the protocol; says why. The caller then calls
@@ -161,7 +200,10 @@ impl Link {
                 let length = bytes.len();
                 let taken = self.with(stream, |known| {
                     let output = known.output.borrow();
-                    output[index(channel)].as_ref().is_some_and(|queue| queue.send(bytes).is_ok())
+                    let taken =
+                        output[index(channel)].as_ref().is_some_and(|queue| queue.send(bytes).is_ok());
+                    known.undone.set(known.undone.get() + if taken { length } else { 0 });
+                    taken
                 });
                 if taken != Some(true) {
                     self.proto.borrow_mut().consumed(stream, channel, length);
@@ -261,15 +303,22 @@ impl Link {
     /// Makes a stream for a process that is about to be started.
     pub(super) fn open_stream(&self) -> Opened {
         let stream = self.next_stream.replace(self.next_stream.get() + 1);
+        if !self.ended.get() {
+            self.proto.borrow_mut().open_stream(stream);
+        }
+        self.register(stream)
+    }
+
+    fn register(&self, stream: u32) -> Opened {
         let (out, out_queue) = mpsc::unbounded_channel();
         let (err, err_queue) = mpsc::unbounded_channel();
         let (told, end) = oneshot::channel();
         if !self.ended.get() {
-            self.proto.borrow_mut().open_stream(stream);
             let known = Stream {
                 output: RefCell::new([Some(out), Some(err)]),
                 end: RefCell::new(Some(told)),
                 room: Notify::new(),
+                undone: Cell::new(0),
             };
             self.streams.borrow_mut().insert(stream, Rc::new(known));
         }
@@ -287,6 +336,7 @@ impl Link {
         if let Some(known) = self.streams.borrow_mut().remove(&stream) {
             known.room.notify_waiters();
         }
+        self.done.notify_waiters();
     }
 
     /// Nobody listens to the stream any more; its process must not wait for that.
@@ -299,6 +349,13 @@ impl Link {
     pub(super) fn consumed(&self, stream: u32, channel: Channel, bytes: usize) {
         self.proto.borrow_mut().consumed(stream, channel, bytes);
         self.due.notify_one();
+        let left = self.with(stream, |known| {
+            known.undone.set(known.undone.get().saturating_sub(bytes));
+            known.undone.get()
+        });
+        if left == Some(0) {
+            self.done.notify_waiters();
+        }
     }
 
     /// Gives all bytes to a process's standard input. False when it takes no more. Not cancel-safe: dropped half-way,

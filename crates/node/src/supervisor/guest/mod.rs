@@ -13,19 +13,21 @@
 //! containers. When the supervisor dies, QEMU dies with it (the parent-death signal).
 
 mod boot;
+mod clone;
 mod files;
 mod life;
 mod link;
 mod live;
 mod order;
 pub(super) mod session;
+mod template;
 
 use super::backend::refuse;
 use super::log::last_bytes;
 use super::output::Output;
-use super::proto::{ContainerStart, Ended, InstanceState, PodNetwork, Reply, VmSpec};
+use super::proto::{ContainerStart, Ended, InstanceState, PodNetwork, Reply, TemplateNotes, VmSpec};
 use super::record::{MAX_MESSAGE, Record, is_name, new_id, now_us};
-use boot::Qemu;
+use clone::Clone;
 use cumulet_container::cgroup::{Cgroup, CgroupError};
 use cumulet_guest_proto::message::{Request, reason};
 use files::Files;
@@ -33,9 +35,10 @@ use link::{End, Link, LinkError, Opened};
 use live::Live;
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
+use std::fs::File;
 use std::rc::Rc;
 use std::time::Duration;
-use tokio::net::UnixStream;
+use template::{ContinueOrder, SaveOrder};
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
@@ -56,7 +59,13 @@ enum Phase {
 /// A pod in a virtual machine.
 pub(super) struct Machine {
     record: Rc<Record>,
-    vm: VmSpec,
+    vm: RefCell<Rc<VmSpec>>,
+    /// The memory of the template that the machine is to become, or goes on from.
+    memory: Option<File>,
+    clone: RefCell<Option<Rc<Clone>>>,
+    /// The first instance of each container of a template: its number for the pod, and for the agent.
+    bases: RefCell<HashMap<String, (u32, u32)>>,
+    orders: Orders,
     phase: watch::Sender<Phase>,
     link: RefCell<Option<Rc<Link>>>,
     files: Files,
@@ -70,13 +79,29 @@ pub(super) struct Machine {
     stop: Notify,
     /// The end was asked for.
     stopping: Cell<bool>,
+    /// Why the machine must end, when it was this program that found so.
+    fault: RefCell<Option<String>>,
+}
+
+/// Orders for the machine's life, and what they leave for each other.
+#[derive(Default)]
+struct Orders {
+    save: RefCell<Option<SaveOrder>>,
+    go_on: RefCell<Option<ContinueOrder>>,
+    notes: RefCell<TemplateNotes>,
+    /// Told when there is an order.
+    told: Notify,
 }
 
 impl Machine {
-    pub(super) fn new(record: Rc<Record>, vm: VmSpec) -> Rc<Self> {
+    pub(super) fn new(record: Rc<Record>, vm: VmSpec, memory: Option<File>) -> Rc<Self> {
         Rc::new(Self {
             record,
-            vm,
+            vm: RefCell::new(Rc::new(vm)),
+            memory,
+            clone: RefCell::default(),
+            bases: RefCell::default(),
+            orders: Orders::default(),
             phase: watch::Sender::new(Phase::Absent),
             link: RefCell::default(),
             files: Files::default(),
@@ -86,7 +111,24 @@ impl Machine {
             fewer: Notify::new(),
             stop: Notify::new(),
             stopping: Cell::new(false),
+            fault: RefCell::default(),
         })
+    }
+
+    fn vm(&self) -> Rc<VmSpec> {
+        self.vm.borrow().clone()
+    }
+
+    /// The agent's number of an instance.
+    fn guest_attempt(&self, container: &str, attempt: u32) -> u32 {
+        let bases = self.bases.borrow();
+        bases.get(container).map_or(attempt, |(ours, agents)| attempt.saturating_sub(*ours) + agents)
+    }
+
+    /// Ends the machine because of what was found out about it.
+    fn give_up(&self, why: String) {
+        self.fault.borrow_mut().get_or_insert(why);
+        self.stop.notify_one();
     }
 
     /// The container, if it runs.
@@ -114,23 +156,15 @@ impl Machine {
     pub(super) async fn configure_network(self: &Rc<Self>, network: PodNetwork) -> Reply {
         if *self.phase.borrow() == Phase::Absent {
             self.phase.send_replace(Phase::Booting);
-            // A main process that finds the machine booting must know whose address it has.
-            self.record.set_network(network.clone());
-            let started = UnixStream::pair().map_err(|e| format!("channel: {e}"));
-            let started = match started {
-                Ok((ours, theirs)) => {
-                    Qemu::start(&self.record, &self.vm, &network, theirs).await.map(|qemu| (qemu, ours))
-                }
-                Err(error) => Err(error),
-            };
-            match started {
-                Ok((qemu, ours)) => {
-                    // Lives as long as the machine.
-                    tokio::task::spawn_local(self.clone().run(qemu, ours, network.clone()));
-                }
-                Err(error) => {
-                    self.phase.send_replace(Phase::Gone(error));
-                }
+            // A main process that finds the machine booting must know whose address it has. A standby without a pod is
+            // nothing that it could go on with.
+            if !self.record.sandbox().standby {
+                self.record.set_network(network.clone());
+            }
+            match self.first(&network).await {
+                // Lives as long as the machine.
+                Ok(first) => drop(tokio::task::spawn_local(self.clone().run(first, network.clone()))),
+                Err(error) => drop(self.phase.send_replace(Phase::Gone(error))),
             }
         } else if self.record.network().is_some_and(|known| known != network) {
             return refuse("NetworkError", "a machine keeps the network that it was booted with");
@@ -172,7 +206,10 @@ impl Machine {
             return refuse("StillRunning", format!("container {} still runs", order.name));
         }
         self.starting.borrow_mut().insert(order.name.clone());
-        let result = self.try_start(&order).await;
+        let result = match self.take_over(&order).await {
+            Some(result) => result,
+            None => self.try_start(&order).await,
+        };
         self.starting.borrow_mut().remove(&order.name);
         self.fewer.notify_waiters();
         result.map_or_else(|reply| reply, |()| Reply::Ok)
@@ -182,8 +219,8 @@ impl Machine {
         let invalid = |message: String| refuse("CreateContainerError", message);
         let parts = order.guest.as_ref().filter(|_| is_name(&order.name));
         let parts = parts.ok_or_else(|| invalid("the order is not one for a virtual machine".to_owned()))?;
-        if let Some(missing) =
-            parts.images.iter().find(|i| self.vm.images.iter().all(|known| known.serial != **i))
+        let vm = self.vm();
+        if let Some(missing) = parts.images.iter().find(|i| vm.images.iter().all(|known| known.serial != **i))
         {
             return Err(invalid(format!("image {missing} was not there when the pod's machine was booted")));
         }
@@ -191,7 +228,8 @@ impl Machine {
         self.tell_changes(&link).await.map_err(|e| invalid(format!("cannot write the pod's files: {e}")))?;
         let id = new_id().map_err(|e| invalid(e.to_string()))?;
         let opened = link.open_stream();
-        let start = order::guest_order(order, parts, &id, opened.stream)
+        let attempt = self.guest_attempt(&order.name, order.attempt);
+        let start = order::guest_order(order, parts, &id, (opened.stream, attempt))
             .map_err(|error| refuse(error.reason(), error))?;
         match link.request(Request::Start(Box::new(start))).await {
             Ok(_) => self.started(order, id, &link, opened),
@@ -285,6 +323,7 @@ impl Machine {
     pub(super) async fn signal(&self, container: &str, attempt: u32, number: i32) -> Reply {
         let live = self.find(container).filter(|live| live.attempt == attempt);
         let (Some(_), Some(link)) = (live, self.link()) else { return Reply::Ok };
+        let attempt = self.guest_attempt(container, attempt);
         let request = Request::Signal { container: container.to_owned(), attempt, signal: number };
         match link.request(request).await {
             Ok(_) | Err(LinkError::Gone) => Reply::Ok,
@@ -312,7 +351,8 @@ impl Machine {
 
     async fn tell_changes(&self, link: &Link) -> Result<(), String> {
         let _one = self.telling.lock().await;
-        let changes = self.files.changes(&self.vm.etc, &self.vm.volumes).map_err(|e| e.to_string())?;
+        let vm = self.vm();
+        let changes = self.files.changes(&vm.etc, &vm.volumes).map_err(|e| e.to_string())?;
         for change in changes {
             if let Err(error) = link.request(change).await {
                 self.files.forget();
@@ -351,7 +391,7 @@ impl Machine {
         }
         let remove = || -> Result<(), CgroupError> {
             Cgroup::leave()?;
-            Cgroup::new(&self.record.sandbox.cgroup)?.remove()
+            Cgroup::new(&self.record.sandbox().cgroup)?.remove()
         };
         remove().map_or_else(|e| refuse("CgroupError", e), |()| Reply::Ok)
     }

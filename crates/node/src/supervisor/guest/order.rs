@@ -4,7 +4,8 @@ use crate::supervisor::proto::{ContainerStart, GuestParts};
 use cumulet_container::{ContainerSpec, Error, guest_security};
 use cumulet_guest_proto::spec;
 
-/// The agent's start order. `id` and `stream` are the supervisor's choice.
+/// The agent's start order. `id`, `stream` and the agent's number of the
+/// instance are the supervisor's choice.
 ///
 /// # Errors
 /// Those of unknown capabilities.
@@ -12,14 +13,14 @@ pub(super) fn guest_order(
     order: &ContainerStart,
     parts: &GuestParts,
     id: &str,
-    stream: u32,
+    (stream, attempt): (u32, u32),
 ) -> Result<spec::ContainerStart, Error> {
     let ContainerSpec { read_only_root, args, env, cwd, user, resources, security, .. } = &order.spec;
     let (capabilities, seccomp) = guest_security(security)?;
     let positive = |n: Option<i64>| n.and_then(|n| u64::try_from(n).ok());
     Ok(spec::ContainerStart {
         name: order.name.clone(),
-        attempt: order.attempt,
+        attempt,
         id: id.to_owned(),
         stream,
         stdin: order.stdin,

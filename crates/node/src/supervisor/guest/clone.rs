@@ -1,0 +1,262 @@
+//! A machine that goes on where its template was: the containers in it stand still until it has an identity of its own.
+//!
+//! ```text
+//!   Restoring ─► Waiting ──(rehearsed: Standby)──► (first start order of a container that runs in the template)
+//!                                                     Adopting ─► Own      containers go on
+//!                                                         └─► the machine is killed, nothing was thawed
+//! ```
+//!
+//! The pod's order of starts is kept: an init container of the template counts as ended when its start is ordered, the
+//! others as started. The first of these brings the identity with it. Later instances are started like anywhere.
+
+use super::boot;
+use super::link::{Link, LinkError, Opened};
+use super::{Machine, Phase};
+use crate::supervisor::backend::refuse;
+use crate::supervisor::proto::{
+    ContainerStart, Ended, Event, IdentityParts, InstanceState, PodNetwork, Reply, Restored, SandboxSpec,
+    TemplateNotes,
+};
+use crate::supervisor::record::{new_id, now_us};
+use cumulet_guest_proto::identity::{Identity, IdentityReport};
+use cumulet_guest_proto::message::{self, Request, Snapshot};
+use cumulet_guest_proto::spec::{File, FileTree};
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+use tokio::sync::OnceCell;
+use tokio::time::timeout;
+
+/// Reason of a start that failed because the clone could not become the pod.
+pub(super) const IDENTITY_FAILED: &str = "IdentityFailed";
+/// How long taking on an identity may last without its hook. Some tens of milliseconds on a machine at rest.
+const IDENTITY: Duration = Duration::from_secs(10);
+
+/// A clone, until all containers of its template were ordered.
+pub(super) struct Clone {
+    notes: TemplateNotes,
+    /// Streams of the containers that run, until they are taken over.
+    streams: RefCell<HashMap<String, Opened>>,
+    /// Names whose first instance has been dealt with.
+    taken: RefCell<Vec<String>>,
+    adopted: OnceCell<()>,
+    pub(super) restored: RefCell<Restored>,
+    generation: Cell<u64>,
+}
+
+impl Clone {
+    /// Prepares the link for the streams of the template.
+    pub(super) fn new(notes: TemplateNotes, link: &Link) -> Rc<Self> {
+        let running = notes.containers.iter().filter(|(_, of)| of.running);
+        let streams = running.map(|(name, of)| (name.clone(), link.inherit_stream(of.stream))).collect();
+        Rc::new(Self {
+            notes,
+            streams: RefCell::new(streams),
+            taken: RefCell::default(),
+            adopted: OnceCell::new(),
+            restored: RefCell::default(),
+            generation: Cell::new(0),
+        })
+    }
+
+    /// The same for a machine that has become a template and goes on: its containers have their streams.
+    pub(super) fn again(notes: TemplateNotes) -> Rc<Self> {
+        Rc::new(Self {
+            notes,
+            streams: RefCell::default(),
+            taken: RefCell::default(),
+            adopted: OnceCell::new(),
+            restored: RefCell::default(),
+            generation: Cell::new(0),
+        })
+    }
+
+    /// Whether the guest is what the template says.
+    pub(super) fn check(&self, snapshot: &Snapshot) -> Result<(), String> {
+        if !snapshot.frozen || !snapshot.configured {
+            return Err("the template's containers do not stand still".to_owned());
+        }
+        for (name, of) in self.notes.containers.iter().filter(|(_, of)| of.running) {
+            let found = snapshot.containers.get(name).is_some_and(|instance| {
+                instance.attempt == of.attempt
+                    && instance.stream == of.stream
+                    && matches!(instance.state, message::InstanceState::Running { .. })
+            });
+            if !found {
+                return Err(format!("container {name} does not run in the template"));
+            }
+        }
+        self.generation.set(snapshot.generation);
+        Ok(())
+    }
+
+    fn next_generation(&self) -> u64 {
+        self.generation.set(self.generation.get() + 1);
+        self.generation.get()
+    }
+}
+
+impl Machine {
+    /// Goes through an identity that nobody sees: in emulation, what the agent does for the first time is slow. The
+    /// network is that of the pod to come, so that nothing of the template's leaves the machine.
+    pub(super) async fn rehearse(
+        &self,
+        link: &Link,
+        clone: &Clone,
+        network: &PodNetwork,
+    ) -> Result<(), String> {
+        let nobody = File { content: b"standby\n".to_vec().into(), mode: 0o644, uid: None };
+        let identity = Identity {
+            generation: clone.next_generation(),
+            etc: FileTree::from([("hostname".to_owned(), nobody)]),
+            hostname: "standby".to_owned(),
+            machine_id: "0".repeat(32),
+            thaw: false,
+            ..self.identity(network, &IdentityParts::default())?
+        };
+        take_on(link, identity, IDENTITY).await.map(drop)
+    }
+
+    /// What makes the guest the pod, files left out.
+    fn identity(&self, network: &PodNetwork, parts: &IdentityParts) -> Result<Identity, String> {
+        let pod = boot::pod(&self.record.sandbox(), &self.vm(), network, FileTree::new())?;
+        Ok(Identity {
+            entropy: pod.entropy,
+            clock_us: now_us(),
+            hostname: pod.hostname,
+            machine_id: pod.machine_id,
+            boot_id: boot::boot_id().map_err(|e| format!("/dev/urandom: {e}"))?,
+            network: pod.network,
+            document: parts.document.clone().into_bytes().into(),
+            env: parts.env.iter().flat_map(|line| [line, "\n"]).collect::<String>().into_bytes().into(),
+            after_restore: parts.after_restore.clone(),
+            thaw: true,
+            ..Identity::default()
+        })
+    }
+
+    /// Makes the clone the pod and lets its containers go on.
+    pub(super) async fn adopt(
+        &self,
+        link: &Link,
+        clone: &Clone,
+        parts: &IdentityParts,
+    ) -> Result<IdentityReport, String> {
+        let network = self.record.network().ok_or("the clone has no network")?;
+        let began = Instant::now();
+        let vm = self.vm();
+        let files = |e: std::io::Error| format!("cannot read the pod's files: {e}");
+        // One that would tell the same files at the same moment waits.
+        let _one = self.telling.lock().await;
+        let etc = self.files.etc(&vm.etc).map_err(files)?;
+        let mut volumes = BTreeMap::new();
+        for change in self.files.changes(&vm.etc, &vm.volumes).map_err(files)? {
+            if let Request::WriteFiles { volume, files } = change {
+                volumes.insert(volume, files);
+            }
+        }
+        let generation = clone.next_generation();
+        let identity = Identity { generation, etc, volumes, ..self.identity(&network, parts)? };
+        let hook = parts.after_restore.as_ref().map_or(0, |hook| hook.timeout_ms);
+        let report = take_on(link, identity, IDENTITY + Duration::from_millis(hook)).await?;
+        {
+            let mut restored = clone.restored.borrow_mut();
+            restored.identity_us = micros(began);
+            restored.phases.clone_from(&report.phases);
+            restored.connections_aborted = report.connections_aborted;
+        }
+        self.record.tell(&Event::Restored(clone.restored.borrow().clone()));
+        Ok(report)
+    }
+
+    /// Carries out an order for the first instance of a container that is in the template; `None` when it is not.
+    pub(super) async fn take_over(self: &Rc<Self>, order: &ContainerStart) -> Option<Result<(), Reply>> {
+        let clone = self.clone.borrow().clone()?;
+        let of = clone.notes.containers.get(&order.name)?.clone();
+        if clone.taken.borrow().contains(&order.name) {
+            return None;
+        }
+        Some(
+            async {
+                let link = self.ready().await?;
+                let id = new_id().map_err(|e| refuse("CreateContainerError", e))?;
+                if of.running {
+                    let parts = order.guest.as_ref().and_then(|guest| guest.identity.clone());
+                    let parts = parts.ok_or_else(|| refuse(IDENTITY_FAILED, "the order has no identity"))?;
+                    // Only success is kept; after a failure the machine is over.
+                    let adopted = clone
+                        .adopted
+                        .get_or_try_init(|| async { self.adopt(&link, &clone, &parts).await.map(drop) });
+                    if let Err(why) = adopted.await {
+                        let why = format!("the clone did not take on its identity: {why}");
+                        self.give_up(why.clone());
+                        return Err(refuse(IDENTITY_FAILED, why));
+                    }
+                }
+                clone.taken.borrow_mut().push(order.name.clone());
+                self.bases.borrow_mut().insert(order.name.clone(), (order.attempt, of.attempt));
+                let stream = clone.streams.borrow_mut().remove(&order.name);
+                match stream {
+                    Some(opened) => self.started(order, id, &link, opened),
+                    None => self.record.put(&order.name, order.attempt, id.clone(), completed(id)),
+                }
+                Ok(())
+            }
+            .await,
+        )
+    }
+
+    /// Gives a standby its pod.
+    pub(in crate::supervisor) async fn become_pod(
+        &self,
+        mut sandbox: SandboxSpec,
+        network: PodNetwork,
+    ) -> Reply {
+        if !self.record.sandbox().standby {
+            return refuse("Conflict", "this is a pod already");
+        }
+        if *self.phase.borrow() != Phase::Ready {
+            return refuse("Conflict", "the standby is not ready");
+        }
+        let Some(vm) = sandbox.vm.take() else {
+            return refuse("Conflict", "the pod is not a virtual machine");
+        };
+        self.vm.replace(Rc::new(*vm));
+        self.record.set_sandbox(sandbox);
+        self.record.set_network(network);
+        if let Some(clone) = self.clone.borrow().as_ref() {
+            clone.restored.borrow_mut().standby = true;
+        }
+        Reply::Ok
+    }
+}
+
+/// Has the agent take on an identity.
+async fn take_on(link: &Link, identity: Identity, limit: Duration) -> Result<IdentityReport, String> {
+    match timeout(limit, link.request(Request::Adopt(Box::new(identity)))).await {
+        Ok(Ok(message::Reply::Adopted(report))) => Ok(report),
+        Ok(Ok(_)) => Err("the guest gave another answer".to_owned()),
+        Ok(Err(LinkError::Refused(_, message))) => Err(message),
+        Ok(Err(LinkError::Gone)) => Err("the machine has ended".to_owned()),
+        Ok(Err(LinkError::Silent)) | Err(_) => Err(format!("no answer within {} s", limit.as_secs())),
+    }
+}
+
+/// The end of an init container in the template.
+fn completed(id: String) -> InstanceState {
+    let now = now_us();
+    InstanceState::Ended(Ended {
+        id,
+        exit_code: 0,
+        signal: 0,
+        reason: "Completed".to_owned(),
+        message: String::new(),
+        started_at_us: now,
+        finished_at_us: now,
+    })
+}
+
+pub(super) fn micros(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
+}

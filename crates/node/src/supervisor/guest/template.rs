@@ -1,0 +1,140 @@
+//! Making a running pod a template: everything in it stands still, is saved, and goes on as the first clone.
+//!
+//! The order is what makes it exact. Containers are frozen first; what they wrote before is taken out of the guest and
+//! acknowledged, so that no clone says it again; then the machine is paused and its devices are saved. The memory is
+//! saved by not touching it any more: QEMU ends, and the file that it shared is the template's.
+
+use super::boot::Qemu;
+use super::clone::micros;
+use super::link::{Link, LinkError};
+use super::{Machine, Phase};
+use crate::supervisor::backend::refuse;
+use crate::supervisor::files::{self, MACHINE};
+use crate::supervisor::proto::{
+    Ended, IdentityParts, InstanceState, Reply, TEMPLATE_NOTES, TEMPLATE_STATE, TemplateContainer,
+    TemplateNotes, VmMemory,
+};
+use cumulet_guest_proto::message::Request;
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+/// How long the guest may take to stand still and be saved.
+const SAVE: Duration = Duration::from_secs(60);
+
+/// An order to save, and who waits for it.
+pub(super) type SaveOrder = oneshot::Sender<Result<(), String>>;
+/// An order to go on, and who waits for it.
+pub(super) type ContinueOrder = (IdentityParts, oneshot::Sender<Result<(), String>>);
+
+impl Machine {
+    /// [`crate::supervisor::proto::Request::SaveTemplate`].
+    pub(in crate::supervisor) async fn save_template(&self) -> Reply {
+        if self.vm().memory != VmMemory::Template || *self.phase.borrow() != Phase::Ready {
+            return refuse("Conflict", "this machine cannot become a template now");
+        }
+        let (sender, receiver) = oneshot::channel();
+        self.orders.save.borrow_mut().replace(sender);
+        self.orders.told.notify_one();
+        match receiver.await {
+            Ok(Ok(())) => Reply::Ok,
+            Ok(Err(why)) => refuse("SnapshotFailed", why),
+            Err(_) => refuse("SnapshotFailed", "the machine has ended"),
+        }
+    }
+
+    /// [`crate::supervisor::proto::Request::Continue`].
+    pub(in crate::supervisor) async fn go_on(&self, parts: IdentityParts) -> Reply {
+        let (sender, receiver) = oneshot::channel();
+        self.orders.go_on.borrow_mut().replace((parts, sender));
+        self.orders.told.notify_one();
+        match receiver.await {
+            Ok(Ok(())) => Reply::Ok,
+            Ok(Err(why)) => refuse("RestoreFailed", why),
+            Err(_) => refuse("RestoreFailed", "the machine has ended"),
+        }
+    }
+
+    /// Waits for the order to save and carries it out. Returns when the machine is saved and paused, with who is to be
+    /// told when it has ended; after a failure the pod goes on and the next order is waited for.
+    pub(super) async fn saved(&self, link: &Link, qemu: &Qemu) -> SaveOrder {
+        loop {
+            self.orders.told.notified().await;
+            let Some(order) = self.orders.save.borrow_mut().take() else { continue };
+            let result = timeout(SAVE, self.save(link, qemu)).await;
+            match result.unwrap_or_else(|_| Err(format!("it took more than {} s", SAVE.as_secs()))) {
+                Ok(()) => return order,
+                Err(why) => {
+                    qemu.resume().await;
+                    // A guest that does not thaw ends by its probes.
+                    let _ = link.request(Request::Thaw).await;
+                    let _ = order.send(Err(why));
+                }
+            }
+        }
+    }
+
+    async fn save(&self, link: &Link, qemu: &Qemu) -> Result<(), String> {
+        let containers = self.in_template()?;
+        // Commands of people and probes are not a part of the application.
+        for stream in link.streams() {
+            if containers.values().all(|of| !of.running || of.stream != stream) {
+                link.post(Request::KillExec { stream });
+            }
+        }
+        let what = |what: &'static str| {
+            move |error: LinkError| match error {
+                LinkError::Refused(_, message) => format!("{what}: {message}"),
+                LinkError::Silent | LinkError::Gone => format!("{what}: the guest does not answer"),
+            }
+        };
+        link.request(Request::Quiesce).await.map_err(what("the guest does not stand still"))?;
+        // By its answer the agent has emptied the pipes, ...
+        link.request(Request::Stats).await.map_err(what("output"))?;
+        link.settle().await;
+        // ... and by the next it knows that all of it was taken.
+        link.request(Request::Stats).await.map_err(what("output"))?;
+        let began = Instant::now();
+        let dir = self.record.dir.join(MACHINE);
+        let path = dir.join(TEMPLATE_STATE);
+        let state = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path);
+        qemu.save(state.map_err(|e| format!("{}: {e}", path.display()))?).await?;
+        let notes = TemplateNotes { containers, pause_us: micros(began) };
+        files::write_json(&dir.join(TEMPLATE_NOTES), &notes).map_err(|e| format!("{TEMPLATE_NOTES}: {e}"))?;
+        self.orders.notes.replace(notes);
+        Ok(())
+    }
+
+    /// The containers as a clone will find them.
+    fn in_template(&self) -> Result<BTreeMap<String, TemplateContainer>, String> {
+        let mut containers = BTreeMap::new();
+        for (name, instance) in self.record.containers() {
+            let live = self.find(&name);
+            let attempt = self.guest_attempt(&name, instance.attempt);
+            let of = match (&instance.state, live) {
+                (InstanceState::Running { .. }, Some(live)) => {
+                    TemplateContainer { attempt, stream: live.stream, running: true }
+                }
+                (InstanceState::Ended(Ended { exit_code: 0, .. }), None) => {
+                    TemplateContainer { attempt, stream: 0, running: false }
+                }
+                _ => return Err(format!("container {name} has failed")),
+            };
+            containers.insert(name, of);
+        }
+        Ok(containers)
+    }
+
+    /// Waits for the order to go on.
+    pub(super) async fn go_on_ordered(&self) -> ContinueOrder {
+        loop {
+            if let Some(order) = self.orders.go_on.borrow_mut().take() {
+                return order;
+            }
+            self.orders.told.notified().await;
+        }
+    }
+}
