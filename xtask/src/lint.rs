@@ -10,7 +10,7 @@ use std::fs;
 
 /// The layer of every crate of ours. A crate may depend on lower layers only.
 const LAYERS: &[(u8, &[&str])] = &[
-    (1, &["cumulet-api", "cumulet-cluster", "cumulet-guest-proto"]),
+    (1, &["cumulet-api", "cumulet-cluster", "cumulet-guest-proto", "cumulet-snapshot-format"]),
     (2, &["cumulet-merge", "cumulet-podlife", "cumulet-netplan"]),
     (
         3,

@@ -48,6 +48,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("registry_route", cumulet_images::fuzz::route),
     ("selector", api::selector),
     ("strategic", patch::strategic),
+    ("template", cumulet_snapshot_format::fuzz::template),
     ("upload", cumulet_images::fuzz::upload),
 ];
 

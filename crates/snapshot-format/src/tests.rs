@@ -1,0 +1,340 @@
+//! Whole templates on a disk: round trips, and everything that may be wrong with one.
+
+use crate::compatibility::tests::sample;
+use crate::envelope::{PRELUDE_BYTES, seal, table_bytes};
+use crate::*;
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+const MIB: u64 = 1 << 20;
+const STATE: &[u8] = b"what QEMU says of the devices";
+
+fn description() -> Description {
+    Description {
+        created_us: 1_700_000_000_000_000,
+        namespace: "shop".to_owned(),
+        name: "petclinic".to_owned(),
+        images: vec!["docker.io/library/petclinic:1".to_owned()],
+        compatibility: sample(),
+        guest: serde_json::json!({ "containers": ["web"] }),
+    }
+}
+
+/// Guest memory of some MiB with data here and there, and what is written where.
+fn memory(mib: u64) -> File {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(mib * MIB).unwrap();
+    file.write_all_at(b"first", 0).unwrap();
+    file.write_all_at(&[0; 8192], 65536).unwrap();
+    file.write_all_at(&[7; 3 * 4096], MIB - 4096).unwrap();
+    file.write_all_at(b"last", mib * MIB - 4).unwrap();
+    file
+}
+
+/// What of [`memory`] is not zero, in bytes.
+const DATA: u64 = 5 * 4096;
+
+fn contents(file: &File) -> Vec<u8> {
+    let mut bytes = vec![0; file.metadata().unwrap().len() as usize];
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    bytes
+}
+
+fn make(dir: &Path, key: Key, mib: u64) -> Template {
+    let mut writer = Writer::create(dir, key).unwrap();
+    assert_eq!(writer.memory_from(&memory(mib)).unwrap(), DATA);
+    writer.state(STATE).unwrap();
+    writer.finish(description()).unwrap()
+}
+
+fn key() -> Key {
+    Key::of([("test", &b"1"[..])])
+}
+
+/// A directory with one template of 3 MiB.
+fn one() -> (tempfile::TempDir, PathBuf) {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("snapshots");
+    let template = make(&dir, key(), 3);
+    (temp, template.path())
+}
+
+fn open(path: &Path) -> Result<Template, Error> {
+    Template::open(path.parent().unwrap(), &key())
+}
+
+/// Opens and verifies in each way; the first error, which all must agree on.
+fn refused(path: &Path) -> Error {
+    match open(path) {
+        Err(error) => error,
+        Ok(template) => {
+            let error = template.verify().expect_err("damage is found");
+            let loaded = template.state().and_then(|_| template.load_memory(&tempfile::tempfile().unwrap()));
+            assert_eq!(loaded.unwrap_err().to_string(), error.to_string());
+            error
+        }
+    }
+}
+
+#[test]
+fn round_trip() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("snapshots");
+    for mib in [1, 3, 70] {
+        let key = Key::of([("mib", &[mib as u8][..])]);
+        // The smallest is cut: of what is around the end of the first MiB it has one page.
+        let expected = if mib == 1 { 2 * 4096 } else { DATA };
+        let mut writer = Writer::create(&dir, key).unwrap();
+        let from = memory(mib.max(2));
+        from.set_len(mib * MIB).unwrap();
+        from.write_all_at(b"last", mib * MIB - 4).unwrap();
+        let written = writer.memory_from(&from).unwrap();
+        writer.state(STATE).unwrap();
+        let template = writer.finish(description()).unwrap();
+        assert_eq!(written, expected, "{mib} MiB");
+        assert_eq!(template.header().description, description());
+        assert_eq!((template.header().key, template.header().memory_bytes), (key, mib * MIB));
+        assert_eq!(template.header().pages.nonzero_bytes, written);
+        assert_eq!(template.state().unwrap(), STATE);
+        let loaded = tempfile::tempfile().unwrap();
+        assert_eq!(template.load_memory(&loaded).unwrap(), written);
+        assert!(contents(&loaded) == contents(&from), "{mib} MiB");
+        assert!(contents(template.memory()) == contents(&from), "can be mapped as it is");
+        assert!(template.memory().metadata().unwrap().blocks() * 512 <= written + 65536);
+        template.verify().unwrap();
+        let again = template.load_memory(&loaded).unwrap_err().to_string();
+        assert!(again.contains("empty file"), "{again}");
+    }
+    assert_eq!(list(&dir).unwrap().len(), 3);
+}
+
+#[test]
+fn only_their_owner_may_read_them() {
+    let (_temp, path) = one();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(path.parent().unwrap()), mode(&path)), (0o700, 0o700));
+    assert_eq!((mode(&path.join("template")), mode(&path.join("memory"))), (0o600, 0o600));
+    fs::set_permissions(path.join("memory"), fs::Permissions::from_mode(0o622)).unwrap();
+    assert!(refused(&path).to_string().contains("others may write"));
+}
+
+#[test]
+fn the_first_of_a_key_stays() {
+    let (_temp, path) = one();
+    let inode = fs::metadata(&path).unwrap().ino();
+    let dir = path.parent().unwrap();
+    let mut writer = Writer::create(dir, key()).unwrap();
+    writer.memory_from(&memory(4)).unwrap();
+    writer.state(b"other").unwrap();
+    let kept = writer.finish(description()).unwrap();
+    assert_eq!((kept.header().memory_bytes, fs::metadata(&path).unwrap().ino()), (3 * MIB, inode));
+    // A broken one is replaced.
+    fs::write(path.join("template"), "nothing").unwrap();
+    let made = make(dir, key(), 4);
+    assert_eq!(made.header().memory_bytes, 4 * MIB);
+    assert_eq!(fs::read_dir(dir).unwrap().count(), 1, "nothing else is left");
+}
+
+#[test]
+fn many_writers_of_one_key() {
+    let temp = tempfile::tempdir().unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| make(temp.path(), key(), 3).verify().unwrap());
+            scope.spawn(|| clean(temp.path()).unwrap());
+        }
+    });
+    assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn parts_are_not_forgotten() {
+    let temp = tempfile::tempdir().unwrap();
+    let mut writer = Writer::create(temp.path(), key()).unwrap();
+    writer.state(STATE).unwrap();
+    assert!(writer.finish(description()).unwrap_err().to_string().contains("without its memory"));
+    let mut writer = Writer::create(temp.path(), key()).unwrap();
+    writer.memory_from(&memory(2)).unwrap();
+    assert!(writer.state(&vec![0; MAX_STATE_BYTES + 1]).is_err());
+    assert!(writer.finish(description()).unwrap_err().to_string().contains("without its device state"));
+    assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 0, "nothing is left");
+}
+
+#[test]
+fn memory_filled_in_place_has_the_same_checksums() {
+    let (temp, path) = one();
+    let mut writer = Writer::create(&temp.path().join("other"), key()).unwrap();
+    let from = memory(3);
+    let to = writer.memory_file(3 * MIB).unwrap();
+    // Zeroes that were written out are no data.
+    to.write_all_at(&contents(&from), 0).unwrap();
+    assert_eq!(writer.memory_in_place().unwrap(), DATA);
+    writer.state(STATE).unwrap();
+    let template = writer.finish(description()).unwrap();
+    template.verify().unwrap();
+    assert_eq!(template.memory_sum(), open(&path).unwrap().memory_sum());
+}
+
+#[test]
+fn every_truncation_is_found() {
+    let (_temp, path) = one();
+    let check = |file: &str, length: u64| {
+        let bytes = fs::read(path.join(file)).unwrap();
+        OpenOptions::new().write(true).open(path.join(file)).unwrap().set_len(length).unwrap();
+        let error = open(&path).expect_err("the length shows without reading");
+        assert!(error.is_damage(), "{file} of {length} bytes: {error}");
+        fs::write(path.join(file), bytes).unwrap();
+    };
+    let whole = fs::metadata(path.join("template")).unwrap().len();
+    (0..whole).step_by(7).chain([111, 112, 113, whole - 1, whole + 1]).for_each(|n| check("template", n));
+    for length in [0, 1, MIB, 3 * MIB - 4096, 3 * MIB - 1, 3 * MIB + 1, 4 * MIB] {
+        check("memory", length);
+    }
+    open(&path).unwrap().verify().unwrap();
+}
+
+#[test]
+fn every_flipped_bit_is_found() {
+    let (_temp, path) = one();
+    let template = open(&path).unwrap();
+    let state_at = fs::metadata(path.join("template")).unwrap().len() as usize - STATE.len();
+    let table_at = state_at - table_bytes(template.header());
+    let check = |file: &str, at: usize, words: &str| {
+        let file = OpenOptions::new().read(true).write(true).open(path.join(file)).unwrap();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at as u64).unwrap();
+        file.write_all_at(&[byte[0] ^ 0x10], at as u64).unwrap();
+        let said = refused(&path).to_string();
+        assert!(said.contains(words), "byte {at}: {said}");
+        file.write_all_at(&byte, at as u64).unwrap();
+    };
+    check("template", 0, "is no template");
+    check("template", 8, "newer version");
+    check("template", 12, "damaged");
+    for at in [16, 48, 80, PRELUDE_BYTES, table_at - 1] {
+        check("template", at, "the header is damaged");
+    }
+    check("template", table_at, "the table of checksums is damaged");
+    check("template", state_at - 1, "the table of checksums is damaged");
+    check("template", state_at, "the device state is damaged");
+    for at in [0, 4096, MIB as usize - 4096, MIB as usize - 1] {
+        check("memory", at, "chunk 0 (1 MiB from byte 0) is damaged");
+    }
+    check("memory", MIB as usize, "chunk 1 (1 MiB from byte 1048576)");
+    check("memory", 2 * MIB as usize + 5, "chunk 2");
+    open(&path).unwrap().verify().unwrap();
+}
+
+#[test]
+fn the_first_damaged_chunk_is_named_whoever_reads_it() {
+    let temp = tempfile::tempdir().unwrap();
+    let template = make(temp.path(), key(), 100);
+    let file = OpenOptions::new().write(true).open(template.path().join("memory")).unwrap();
+    for chunk in [40, 41, 99] {
+        file.write_all_at(b"x", chunk * MIB + 9).unwrap();
+    }
+    for _ in 0..10 {
+        assert!(template.verify().unwrap_err().to_string().contains("chunk 40"));
+    }
+}
+
+#[test]
+fn other_versions_and_keys() {
+    let (_temp, path) = one();
+    let change = |at: usize, bytes: &[u8]| {
+        let mut text = fs::read(path.join("template")).unwrap();
+        text[at..at + bytes.len()].copy_from_slice(bytes);
+        seal(&mut text);
+        fs::write(path.join("template"), text).unwrap();
+        refused(&path).to_string()
+    };
+    assert!(change(8, &2u32.to_le_bytes()).contains("a newer version of this program (format 2"));
+    assert!(change(8, &0u32.to_le_bytes()).contains("an older version of this program (format 0"));
+    assert!(change(8, &1u32.to_le_bytes()[..0]).contains("older"));
+    let (_temp, path) = one();
+    let other = Key([9; 32]);
+    let dir = path.parent().unwrap();
+    fs::rename(&path, dir.join(other.to_string())).unwrap();
+    let said = Template::open(dir, &other).unwrap_err().to_string();
+    assert!(said.contains(&key().to_string()) && said.contains("moved"), "{said}");
+    assert!(matches!(open(&path), Err(Error::NotFound { .. })));
+}
+
+#[test]
+fn what_is_no_file_is_not_opened() {
+    let check = |name: &str, put: &dyn Fn(&Path), words: &str| {
+        let (temp, path) = one();
+        let target = path.join(name);
+        let kept = temp.path().join("kept");
+        fs::rename(&target, &kept).unwrap();
+        put(&target);
+        let said = refused(&path).to_string();
+        assert!(said.contains(words), "{name}: {said}");
+        remove(path.parent().unwrap(), &key()).unwrap();
+        assert!(kept.exists() && !path.exists());
+    };
+    for name in ["template", "memory"] {
+        check(name, &|target| symlink("../../kept", target).unwrap(), "is a link");
+        check(name, &|target| fs::create_dir(target).unwrap(), "not an ordinary file");
+        check(name, &|target| mkfifo(target), "not an ordinary file");
+        check(name, &|_| {}, "is missing");
+    }
+    let (temp, path) = one();
+    let kept = temp.path().join("kept");
+    fs::rename(&path, &kept).unwrap();
+    symlink(&kept, &path).unwrap();
+    assert!(refused(&path).to_string().contains("not a directory"));
+    remove(path.parent().unwrap(), &key()).unwrap();
+    assert!(kept.join("memory").exists(), "only the link is removed");
+}
+
+fn mkfifo(path: &Path) {
+    nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+}
+
+#[test]
+fn listed_used_removed() {
+    let (_temp, path) = one();
+    let dir = path.parent().unwrap();
+    fs::create_dir(dir.join("2".repeat(64))).unwrap();
+    fs::create_dir(dir.join("something")).unwrap();
+    sample().publish(dir).unwrap();
+    let listed = list(dir).unwrap();
+    assert_eq!(listed.len(), 2);
+    assert!(listed.iter().any(|one| matches!(one, Err((Key([0x22, ..]), Error::Foreign { .. })))));
+    let template = open(&path).unwrap();
+    let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1_234_567);
+    template.touch(time).unwrap();
+    let usage = open(&path).unwrap().usage().unwrap();
+    assert_eq!((usage.last_used, usage.key), (time, key()));
+    assert!((DATA..DATA + 131_072).contains(&usage.disk_bytes), "{usage:?}");
+    template.remove().unwrap();
+    assert!(matches!(template.remove(), Err(Error::NotFound { .. })));
+    // Who has it open can go on with it.
+    template.load_memory(&tempfile::tempfile().unwrap()).unwrap();
+    assert_eq!(template.state().unwrap(), STATE);
+    remove(dir, &Key([0x22; 32])).unwrap();
+    assert_eq!(list(dir).unwrap().len(), 0);
+}
+
+#[test]
+fn only_what_the_dead_left_is_cleaned() {
+    let (_temp, path) = one();
+    let dir = path.parent().unwrap();
+    let mut alive = Writer::create(dir, Key([1; 32])).unwrap();
+    let dead = dir.join(format!(".{}.0123.partial", Key([2; 32])));
+    fs::create_dir(&dead).unwrap();
+    fs::write(dead.join("memory"), "half").unwrap();
+    fs::create_dir(dir.join(format!(".{}.0123.removed", Key([3; 32])))).unwrap();
+    fs::create_dir(dir.join(".something.partial")).unwrap();
+    assert_eq!(clean(dir).unwrap(), 2);
+    assert_eq!(clean(dir).unwrap(), 0);
+    alive.memory_from(&memory(2)).unwrap();
+    alive.state(STATE).unwrap();
+    alive.finish(description()).unwrap();
+    open(&path).unwrap();
+    assert_eq!(list(dir).unwrap().len(), 2);
+    assert_eq!(clean(&dir.join("nowhere")).unwrap(), 0);
+}
