@@ -81,6 +81,12 @@ pub enum ImageError {
         /// What is wrong with it.
         reason: String,
     },
+    /// An image that is to be a disk is none.
+    #[error("disk image: {reason}")]
+    Disk {
+        /// What is wrong.
+        reason: String,
+    },
     /// The system refused.
     #[error("{what}: {source}{}", hint(source))]
     Io {

@@ -19,6 +19,7 @@
 mod build;
 mod content;
 mod digest;
+mod disk;
 mod document;
 mod error;
 mod gc;

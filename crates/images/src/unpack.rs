@@ -24,7 +24,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use xattr::FileExt;
 
-const OPAQUE: &str = "trusted.overlay.opaque";
+pub(crate) const OPAQUE: &str = "trusted.overlay.opaque";
 
 /// Unpacks a tar stream into `dir`, which is an empty directory. Reads the stream to its end.
 pub(crate) fn unpack<R: Read>(stream: R, label: &str, dir: &Path, limits: &Limits) -> Result<R, ImageError> {

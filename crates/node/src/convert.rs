@@ -97,7 +97,8 @@ fn arguments(c: &Container, image: &ResolvedImage, env: &Environment) -> Result<
         (true, false) => [image.entrypoint.clone(), expand(args)].concat(),
         (true, true) => [image.entrypoint.clone(), image.cmd.clone()].concat(),
     };
-    if all.is_empty() {
+    // A disk starts by itself.
+    if all.is_empty() && image.disk.is_none() {
         return Err(ConvertError::NoCommand(c.image.clone().unwrap_or_default()));
     }
     Ok(all)
@@ -200,6 +201,7 @@ mod tests {
             working_dir: "/srv".into(),
             user: "app".into(),
             stop_signal: None,
+            disk: None,
         }
     }
 

@@ -16,10 +16,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+/// How an image is named that is no image but a disk on this machine.
+const LOCAL_DISK: &str = "file://";
+
 /// An image that is in the store, unpacked.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ResolvedImage {
-    /// Digest, for `status.imageID`.
+    /// Digest, for `status.imageID`; empty for a disk that lies on this machine.
     pub(crate) id: String,
     /// Unpacked layers, lowest first.
     pub(crate) layers: Vec<PathBuf>,
@@ -35,6 +38,8 @@ pub(crate) struct ResolvedImage {
     pub(crate) user: String,
     /// The image's `StopSignal`, such as `SIGQUIT`.
     pub(crate) stop_signal: Option<String>,
+    /// The disk that the image is, for a virtual machine; then there is no program to run.
+    pub(crate) disk: Option<PathBuf>,
 }
 
 /// Why a container has no image; the reason is what its `state.waiting` shows.
@@ -77,6 +82,9 @@ impl Images {
     /// `InvalidImageName`; `ErrImageNeverPull` or `ErrImagePull`, as the policy is, when it is not there or damaged.
     pub(crate) fn present(&self, reference: &str, policy: Option<&str>) -> Result<ResolvedImage, ImageError> {
         use cumulet_images::ImageError as StoreError;
+        if let Some(path) = reference.strip_prefix(LOCAL_DISK) {
+            return local_disk(path);
+        }
         let image = self.store.resolve(reference).map_err(|error| match &error {
             StoreError::BadReference { .. } => ImageError::name(&error),
             StoreError::NotFound { .. } if policy == Some("Never") => ImageError {
@@ -87,7 +95,9 @@ impl Images {
             },
             _ => ImageError::pull(&error),
         })?;
+        let disk = image.disk().map_err(|error| ImageError::pull(&error))?;
         Ok(ResolvedImage {
+            disk,
             id: image.digest.to_string(),
             layers: image.layers,
             entrypoint: image.config.entrypoint,
@@ -104,6 +114,9 @@ impl Images {
     /// # Errors
     /// `InvalidImageName`, or a store that cannot be read.
     pub(crate) fn must_pull(&self, reference: &str, policy: Option<&str>) -> Result<bool, ImageError> {
+        if reference.starts_with(LOCAL_DISK) {
+            return Ok(false);
+        }
         let name = Reference::parse(reference).map_err(|error| ImageError::name(&error))?;
         if policy == Some("Never") || self.own.iter().any(|host| host == name.registry()) {
             return Ok(false);
@@ -130,6 +143,21 @@ impl Images {
         let took = start.elapsed().as_secs_f64();
         let size = pulled.size_bytes;
         Ok(format!("Successfully pulled image \"{reference}\" in {took:.3}s. Image size: {size} bytes."))
+    }
+}
+
+/// A disk that lies on this machine.
+fn local_disk(path: &str) -> Result<ResolvedImage, ImageError> {
+    let path = PathBuf::from(path);
+    if !path.is_absolute() {
+        return Err(ImageError::name(&format!("{LOCAL_DISK} wants an absolute path of this machine")));
+    }
+    match path.metadata() {
+        Ok(metadata) if metadata.is_file() => {
+            Ok(ResolvedImage { disk: Some(path), ..ResolvedImage::default() })
+        }
+        Ok(_) => Err(ImageError::pull(&format!("{} is not a file", path.display()))),
+        Err(error) => Err(ImageError::pull(&format!("{}: {error}", path.display()))),
     }
 }
 

@@ -29,6 +29,7 @@ impl References {
         let mut refs = Self::default();
         let Some(spec) = &pod.spec else { return refs };
         refs.secrets.extend(spec.image_pull_secrets.iter().flatten().map(|secret| secret.name.clone()));
+        refs.secrets.extend(crate::vm::disk::secret_name(pod).map(str::to_owned));
         for container in spec.init_containers.iter().flatten().chain(&spec.containers) {
             refs.add_container(container);
         }

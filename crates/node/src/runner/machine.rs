@@ -1,15 +1,20 @@
-//! What a pod's virtual machine needs before its supervisor can be started: images as disks, and the host's parts.
+//! What a pod's virtual machine needs before its supervisor can be started: images as disks or a disk of its own, and
+//! the host's parts.
 
 use super::sandbox::blocking;
 use super::task::PodContext;
 use crate::images::ResolvedImage;
+use crate::inputs::ObjectSet;
 use crate::supervisor::proto::{VmImage, VmSpec};
-use crate::vm::{Host, vm_spec};
+use crate::vm::disk::{self, SeedNetwork};
+use crate::vm::{Host, Root, vm_spec};
 use cumulet_cluster::events::{EventType, reference};
+use cumulet_net::PodSide;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -20,7 +25,7 @@ const IMAGES: Duration = Duration::from_secs(60);
 /// All that a machine is made of, but for its address.
 pub(super) struct Parts {
     host: Arc<Host>,
-    disks: Vec<VmImage>,
+    root: Root,
 }
 
 impl Parts {
@@ -35,16 +40,19 @@ impl Parts {
         let images = timeout(IMAGES, images(context, pod))
             .await
             .map_err(|_| "the images and volumes of the pod are not all there yet".to_owned())?;
-        let maker = host.clone();
-        let disks = blocking(move || {
+        let (maker, of) = (host.clone(), pod.clone());
+        let root = blocking(move || {
+            if let Some(disk) = disk::of(&of, &images)? {
+                return Ok(Root::Disk(disk));
+            }
             let mut disks: BTreeMap<String, VmImage> = BTreeMap::new();
             for image in images {
                 let disk = maker.disk(&image)?;
                 disks.insert(disk.serial.clone(), disk);
             }
-            Ok(disks.into_values().collect())
+            Ok(Root::Images(disks.into_values().collect()))
         });
-        Ok(Self { host, disks: disks.await? })
+        Ok(Self { host, root: root.await? })
     }
 
     /// The machine with this address.
@@ -56,7 +64,44 @@ impl Parts {
         overhead: &BTreeMap<String, Quantity>,
     ) -> VmSpec {
         let cpus = context.shared.machine.cpus;
-        vm_spec(pod, &self.host, self.disks, address, &context.dirs, (overhead, cpus))
+        vm_spec(pod, &self.host, self.root, address, &context.dirs, (overhead, cpus))
+    }
+}
+
+/// What a machine with a disk of its own is told about itself.
+pub(super) struct Seed {
+    path: PathBuf,
+    mac: [u8; 6],
+    side: PodSide,
+    objects: ObjectSet,
+}
+
+impl Seed {
+    /// What is to be told; `None` to any other sandbox.
+    pub(super) async fn of(
+        context: &PodContext,
+        pod: &Pod,
+        vm: Option<&VmSpec>,
+        address: Option<Ipv4Addr>,
+    ) -> Option<Self> {
+        let (vm, address) = (vm?, address?);
+        let path = vm.disk.as_ref()?.seed.clone();
+        let objects = context.shared.inputs.collect(pod).await;
+        Some(Self { path, mac: vm.mac, side: context.shared.network.pod_side(address), objects })
+    }
+
+    /// Writes it, when the pod's files of `/etc` are there. Blocks.
+    pub(super) fn write(&self, context: &PodContext, pod: &Pod, hostname: &str) -> Result<(), String> {
+        let resolver = context.dirs.etc().join("resolv.conf");
+        let resolver =
+            std::fs::read_to_string(&resolver).map_err(|e| format!("{}: {e}", resolver.display()))?;
+        let network = SeedNetwork {
+            mac: self.mac,
+            address: &self.side.address.to_string(),
+            gateway: &self.side.gateway.to_string(),
+            resolver: &resolver,
+        };
+        disk::write_seed(&self.path, pod, hostname, &network, &self.objects)
     }
 }
 

@@ -1,6 +1,6 @@
 //! A pod's sandbox: supervisor, address, network; made, lost, destroyed.
 
-use super::machine::Parts;
+use super::machine::{Parts, Seed};
 use super::task::PodContext;
 use crate::supervisor::client::{GONE, finish};
 use crate::supervisor::files::State;
@@ -64,12 +64,17 @@ async fn make(context: &Arc<PodContext>, pod: &Arc<Pod>, kind: &Kind) -> Result<
         spec.vm = Some(Box::new(parts.spec(context, pod, address, overhead)));
     }
     let in_machine = spec.vm.is_some();
+    let seed = Seed::of(context, pod, spec.vm.as_deref(), address).await;
     let (files, of, ip) = (context.clone(), pod.clone(), ips.first().cloned());
     blocking(move || {
         files.dirs.create().map_err(|e| format!("cannot make the pod's directories: {e}"))?;
         etc::write(&files.dirs.etc(), &of, &hostname, ip.as_deref(), &files.shared.config)
             .map_err(|e| format!("cannot write the pod's /etc files: {e}"))?;
-        if in_machine { Ok(()) } else { volumes::mount_memory(&of, &files.dirs) }
+        match seed {
+            Some(seed) => seed.write(&files, &of, &hostname.name),
+            None if in_machine => Ok(()),
+            None => volumes::mount_memory(&of, &files.dirs),
+        }
     })
     .await?;
     let supervisor = Supervisor::spawn(&shared.config.exe, &context.dirs.root, &spec, None)

@@ -60,16 +60,21 @@ async fn order(context: &Arc<PodContext>, name: &str, attempt: u32) -> Result<Co
                 .map_err(|error| (error.reason.to_owned(), error.message))?
         }
     };
+    let machine = context.kind().await.map_err(|e| config_error(e.to_string()))?.is_machine();
+    if image.disk.is_some() && !machine {
+        return Err(config_error(
+            "the image is the disk of a virtual machine: the pod needs `runtimeClassName: vm`".to_owned(),
+        ));
+    }
     let objects = context.shared.inputs.collect(&pod).await;
     let facts = context.facts();
-    let machine = context.kind().await.map_err(|e| config_error(e.to_string()))?.is_machine();
     let prepared = match prepared {
         Some(prepared) => prepared,
         None => volumes::prepare(&pod, &context.dirs, &facts, &objects, machine).map_err(config_error)?,
     };
     let environment = env::build(&pod, container, &image.env, &facts, &objects)
         .map_err(|error| config_error(error.to_string()))?;
-    let guest = machine.then(|| GuestParts {
+    let guest = (machine && image.disk.is_none()).then(|| GuestParts {
         images: vec![disk_serial(&image.id)],
         mounts: vm::mounts(container, &environment),
         identity: None,

@@ -1,5 +1,6 @@
 //! What the supervisor supervises: the one place that tells the kinds of sandbox apart.
 
+use super::disk::DiskMachine;
 use super::exec;
 use super::guest::{self, Machine};
 use super::pod::Pod;
@@ -23,6 +24,8 @@ enum Kind {
     Containers(Rc<Pod>),
     /// Containers in a virtual machine.
     Machine(Rc<Machine>),
+    /// A virtual machine that is the container.
+    Disk(Rc<DiskMachine>),
 }
 
 impl Backend {
@@ -34,10 +37,14 @@ impl Backend {
         Self { record, kind: Kind::Machine(machine) }
     }
 
+    pub(super) fn disk(record: Rc<Record>, machine: Rc<DiskMachine>) -> Self {
+        Self { record, kind: Kind::Disk(machine) }
+    }
+
     /// Waits until the sandbox has ended by itself. Containers do not end their sandbox.
     pub(super) async fn over(&self) {
         match &self.kind {
-            Kind::Containers(_) => std::future::pending().await,
+            Kind::Containers(_) | Kind::Disk(_) => std::future::pending().await,
             Kind::Machine(machine) => machine.over().await,
         }
     }
@@ -75,6 +82,20 @@ impl Backend {
                 Request::Become(sandbox, network) => machine.become_pod(*sandbox, network).await,
                 Request::Shutdown => machine.shutdown().await,
             },
+            Kind::Disk(machine) => match request {
+                Request::ConfigureNetwork(network) => machine.configure_network(network),
+                Request::Start(order) => machine.start(*order).await,
+                Request::Signal { container, attempt, signal } => {
+                    machine.signal(&container, attempt, signal).await
+                }
+                Request::ReopenLogs => machine.reopen_logs(),
+                // It has none.
+                Request::VolumesChanged => Reply::Ok,
+                Request::SaveTemplate | Request::Continue(_) | Request::Become(..) => {
+                    refuse("Unsupported", "a machine with a disk of its own has no template")
+                }
+                Request::Shutdown => machine.shutdown().await,
+            },
         }
     }
 
@@ -83,6 +104,7 @@ impl Backend {
         match &self.kind {
             Kind::Containers(pod) => exec::open_exec(pod, container, command),
             Kind::Machine(machine) => guest::session::open_exec(machine, container, command).await,
+            Kind::Disk(machine) => Err(machine.no_session("run a command")),
         }
     }
 
@@ -91,6 +113,7 @@ impl Backend {
         match &self.kind {
             Kind::Containers(pod) => exec::open_attach(pod, container, stdin),
             Kind::Machine(machine) => guest::session::open_attach(machine, container, stdin),
+            Kind::Disk(machine) => Err(machine.no_session("attach")),
         }
     }
 }

@@ -5,6 +5,7 @@
 //! and forks are per thread.
 
 use super::backend::Backend;
+use super::disk::DiskMachine;
 use super::guest::Machine;
 use super::pod::Pod;
 use super::proto::{SandboxSpec, VmMemory};
@@ -76,6 +77,10 @@ fn supervise(dir: &Path) -> Result<(), Failure> {
         let vm = sandbox.vm.take();
         let record = Record::new(dir.clone(), sandbox);
         let backend = match (vm, shm) {
+            (Some(mut vm), _) if vm.disk.is_some() => match vm.disk.take() {
+                Some(disk) => Backend::disk(record.clone(), DiskMachine::new(record, *vm, disk)),
+                None => return Err(io::Error::other("the machine has no disk")),
+            },
             (Some(vm), _) => Backend::machine(record.clone(), Machine::new(record, *vm, memory)),
             (None, Some(shm)) => Backend::containers(record.clone(), Pod::new(record, shm, Reaper::start()?)),
             (None, None) => return Err(io::Error::other("the pod has no shared memory")),

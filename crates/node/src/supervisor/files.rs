@@ -24,6 +24,10 @@ pub const CONSOLE_LOG: &str = "console.log";
 pub const MACHINE: &str = "vm";
 /// Disk with the machine's writable layers, in [`MACHINE`].
 pub const SCRATCH: &str = "scratch.img";
+/// A machine's copy of the disk that it starts from, in [`MACHINE`].
+pub const DISK: &str = "disk.qcow2";
+/// Disk that tells such a machine who it is.
+pub const SEED: &str = "seed.iso";
 /// Socket of the console, in [`MACHINE`].
 pub const CONSOLE_SOCKET: &str = "console.sock";
 /// Directory of the containers' bundles.

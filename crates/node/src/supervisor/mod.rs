@@ -3,14 +3,15 @@
 //!
 //! ```text
 //!   node (client) ──proto over DIR/supervisor.sock──► server ──► backend ─┬► pod ──► cumulet_container
-//!                                                        sessions         └► guest ──► cumulet_vmm, agent
+//!                                                        sessions         ├► guest ──► cumulet_vmm, agent
+//!                                                                         └► disk ──► cumulet_vmm
 //!                                                                  stdio ──► record, log files
 //! ```
 //!
 //! Files in the pod's directory: `sandbox.json` (what the pod is), `supervisor.pid` (locked while it runs),
 //! `supervisor.sock`, `supervisor.log`, `state.json` (every container's newest instance, replaced atomically before
 //! anybody is told), `c/<container>-<attempt>/` (bundle of one run) and `run/` (libcontainer's state); for a virtual
-//! machine `console.log` and `vm/` (its console's socket).
+//! machine `console.log` and `vm/` (its console's socket), and for one with a disk of its own `seed.iso`.
 //!
 //! Signals: TERM, INT and HUP are ignored, so that a service manager which stops the main process does not stop pods;
 //! only `Request::Shutdown` ends a supervisor in order. When it is killed, every container dies with it (the
@@ -20,6 +21,7 @@
 mod backend;
 pub mod client;
 mod daemon;
+mod disk;
 mod exec;
 pub mod files;
 mod frame;

@@ -317,6 +317,20 @@ pub struct VmSpec {
     /// Limits of the whole pod on the host.
     #[serde(default)]
     pub limits: cumulet_container::Resources,
+    /// The disk that the machine starts from by itself. Kernel, images and volumes then mean nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<VmDisk>,
+}
+
+/// A disk with a system of its own.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct VmDisk {
+    /// File with the image (qcow2 or raw), which is never written.
+    pub image: PathBuf,
+    /// Least size in bytes of the machine's copy.
+    pub min_bytes: u64,
+    /// File with a read-only disk that tells the guest who it is.
+    pub seed: PathBuf,
 }
 
 /// Where a machine's memory is, and so how it starts. The memory of a template is the supervisor's standard input.

@@ -7,11 +7,12 @@
 //!
 //! Absent: anything that runs. The machine belongs to the pod's supervisor.
 
+pub(crate) mod disk;
 mod host;
 mod spec;
 
 pub(crate) use host::{Host, Hosts, text};
-pub(crate) use spec::{mounts, vm_spec};
+pub(crate) use spec::{Root, mounts, vm_spec};
 
 use cumulet_cluster::Api;
 use k8s_openapi::api::core::v1::Pod;

@@ -3,7 +3,8 @@
 use crate::convert::id;
 use crate::dirs::PodDirs;
 use crate::env::Environment;
-use crate::supervisor::proto::{VmImage, VmMemory, VmSpec, VmVolume};
+use crate::supervisor::files::SEED;
+use crate::supervisor::proto::{VmDisk, VmImage, VmMemory, VmSpec, VmVolume};
 use crate::vm::Host;
 use crate::volumes::payload;
 use cumulet_api::Quantity;
@@ -13,11 +14,14 @@ use k8s_openapi::api::core::v1::{Container, Pod, Volume, VolumeMount};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 
 /// Guest memory where the pod does not say what it needs, in bytes.
 const DEFAULT_MEMORY: i64 = 256 << 20;
 /// What the guest's kernel, its agent and the page cache of the image need beside the containers, in bytes.
 const GUEST_OVERHEAD: i64 = 96 << 20;
+/// Memory of a guest with a system of its own, where the pod does not say what it needs, in bytes.
+const DEFAULT_OWN_MEMORY: i64 = 512 << 20;
 /// What the monitor needs on the host beside the guest's memory, in bytes: itself, and with software emulation the
 /// cache of translated code.
 const MONITOR_OVERHEAD: i64 = 192 << 20;
@@ -31,16 +35,31 @@ struct Size {
     limits: Resources,
 }
 
+/// What a machine starts from.
+pub(crate) enum Root {
+    /// Our kernel and agent, with the images of its containers.
+    Images(Vec<VmImage>),
+    /// A disk of its own.
+    Disk(PathBuf),
+}
+
 /// The machine of a pod.
 pub(crate) fn vm_spec(
     pod: &Pod,
     host: &Host,
-    images: Vec<VmImage>,
+    root: Root,
     address: Ipv4Addr,
     dirs: &PodDirs,
     (overhead, cpus): (&BTreeMap<String, ApiQuantity>, i64),
 ) -> VmSpec {
-    let size = size(pod, overhead, cpus);
+    let own = matches!(root, Root::Disk(_));
+    let size = size(pod, overhead, cpus, own);
+    let (images, disk) = match root {
+        Root::Images(images) => (images, None),
+        Root::Disk(image) => (Vec::new(), Some(image)),
+    };
+    let disk =
+        disk.map(|image| VmDisk { image, min_bytes: scratch(pod).unwrap_or(0), seed: dirs.root.join(SEED) });
     let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
     let group = pod.spec.as_ref().and_then(|s| s.security_context.as_ref()).and_then(|s| s.fs_group).map(id);
     VmSpec {
@@ -59,6 +78,7 @@ pub(crate) fn vm_spec(
         memory: VmMemory::Own,
         share_process_namespace: pod.spec.as_ref().and_then(|s| s.share_process_namespace) == Some(true),
         limits: size.limits,
+        disk,
     }
 }
 
@@ -130,7 +150,8 @@ fn scratch(pod: &Pod) -> Option<u64> {
     u64::try_from(sum).ok().filter(|bytes| *bytes > 0)
 }
 
-fn size(pod: &Pod, overhead: &BTreeMap<String, ApiQuantity>, cpus: i64) -> Size {
+/// A machine with a disk of its own has as much memory as its container may use: everything in it is the container.
+fn size(pod: &Pod, overhead: &BTreeMap<String, ApiQuantity>, cpus: i64, own: bool) -> Size {
     let fixed = |name: &str| overhead.get(name).and_then(|q| Quantity::parse(&q.0).ok());
     let cpu_limit = needed(pod, true, "cpu", Quantity::millis);
     let cpu_request = needed(pod, false, "cpu", Quantity::millis);
@@ -139,8 +160,13 @@ fn size(pod: &Pod, overhead: &BTreeMap<String, ApiQuantity>, cpus: i64) -> Size 
     let memory_request = needed(pod, false, "memory", Quantity::units).unwrap_or(0);
     // A limit is what the containers can use; a request is only what they need at least.
     let containers = memory_limit.unwrap_or(memory_request);
-    let wanted = if containers > 0 { containers.saturating_add(GUEST_OVERHEAD) } else { 0 };
-    let wanted = if memory_limit.is_some() { wanted } else { wanted.max(DEFAULT_MEMORY) };
+    let (ours, least) = if own { (0, DEFAULT_OWN_MEMORY) } else { (GUEST_OVERHEAD, DEFAULT_MEMORY) };
+    let wanted = if containers > 0 { containers.saturating_add(ours) } else { 0 };
+    let wanted = match (memory_limit, memory_request) {
+        (Some(_), _) => wanted,
+        (None, 1..) if own => wanted,
+        _ => wanted.max(least),
+    };
     let memory_bytes = wanted.saturating_add(UNIT - 1) / UNIT * UNIT;
     let monitor = fixed("memory").map_or(MONITOR_OVERHEAD, |q| q.units());
     let extra_cpu = fixed("cpu").map_or(0, |q| q.millis());
@@ -165,7 +191,7 @@ mod tests {
     fn check(spec: Value, overhead: Value, expected: (u32, i64, Option<i64>, Option<i64>)) {
         let pod: Pod = serde_json::from_value(json!({"spec": spec})).unwrap();
         let overhead = serde_json::from_value(overhead).unwrap();
-        let got = size(&pod, &overhead, 4);
+        let got = size(&pod, &overhead, 4, false);
         let got = (
             got.vcpus,
             got.memory_bytes / MIB,
@@ -200,6 +226,18 @@ mod tests {
             none,
             (4, 608, Some(800), Some(10_000_000)),
         );
+    }
+
+    #[test]
+    fn a_disk_of_its_own_has_what_the_container_may_use() {
+        for (container, mib) in [
+            (json!({"name": "c"}), 512),
+            (container("1", "300Mi", "limits"), 300),
+            (container("1", "200Mi", "requests"), 200),
+        ] {
+            let pod: Pod = serde_json::from_value(json!({"spec": {"containers": [container]}})).unwrap();
+            assert_eq!(size(&pod, &BTreeMap::new(), 4, true).memory_bytes, mib * MIB);
+        }
     }
 
     #[test]

@@ -26,7 +26,7 @@ use tokio::net::UnixStream;
 use tokio::process::Child;
 
 /// Size at which the console's log is rotated, in bytes; two parts are kept.
-const CONSOLE_LOG_BYTES: u64 = 1 << 20;
+pub(in crate::supervisor) const CONSOLE_LOG_BYTES: u64 = 1 << 20;
 /// Most bytes of the console that are looked at for the reason of a failure, and that are in it.
 const CONSOLE_READ: u64 = 16 << 10;
 const CONSOLE_TAIL: usize = 400;
@@ -132,8 +132,6 @@ fn machine_spec(
     channel: UnixStream,
 ) -> Result<MachineSpec, String> {
     let open = |path: &Path| File::open(path).map_err(|e| format!("{}: {e}", path.display()));
-    let tap = network.tap.as_deref().ok_or("the pod has no tap device")?;
-    let tap = cumulet_net::tap::open(tap).map_err(|e| format!("tap {tap}: {e}"))?;
     let channel = channel.into_std().and_then(|c| c.set_nonblocking(false).map(|()| c));
     let channel = channel.map_err(|e| format!("channel: {e}"))?;
     let mut disks = Vec::new();
@@ -147,8 +145,7 @@ fn machine_spec(
         });
     }
     let runtime = record.dir.join(MACHINE);
-    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&runtime);
-    made.map_err(|e| format!("{}: {e}", runtime.display()))?;
+    make_private(&runtime)?;
     if let Some(size) = vm.scratch_bytes {
         disks.push(Disk {
             file: scratch::create(&runtime.join(SCRATCH), size).map_err(|e| text(&e))?,
@@ -179,17 +176,27 @@ fn machine_spec(
             output: None,
         },
         disks,
-        nics: vec![Nic {
-            tap,
-            mac: vm.mac,
-            mtu: u16::try_from(network.mtu).ok().filter(|m| *m > 0).unwrap_or(MTU),
-        }],
+        nics: vec![nic(vm, network)?],
         directories: Vec::new(),
         page_reporting: true,
         on_reboot: OnReboot::Fail,
         translation_cache_bytes: None,
         isolation: isolation(record, vm)?,
     })
+}
+
+/// Makes a directory that only root may enter.
+pub(in crate::supervisor) fn make_private(dir: &Path) -> Result<(), String> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    made.map_err(|e| format!("{}: {e}", dir.display()))
+}
+
+/// The network device on the pod's tap.
+pub(in crate::supervisor) fn nic(vm: &VmSpec, network: &PodNetwork) -> Result<Nic, String> {
+    let tap = network.tap.as_deref().ok_or("the pod has no tap device")?;
+    let tap = cumulet_net::tap::open(tap).map_err(|e| format!("tap {tap}: {e}"))?;
+    let mtu = u16::try_from(network.mtu).ok().filter(|m| *m > 0).unwrap_or(MTU);
+    Ok(Nic { tap, mac: vm.mac, mtu })
 }
 
 /// Serves the directories of the host that are volumes.
@@ -205,7 +212,7 @@ fn serve(vm: &VmSpec, work: &Path) -> Result<Vec<Served>, String> {
 }
 
 /// QEMU's own user, the pod's cgroup, and namespaces without any interface.
-fn isolation(record: &Record, vm: &VmSpec) -> Result<Isolation, String> {
+pub(in crate::supervisor) fn isolation(record: &Record, vm: &VmSpec) -> Result<Isolation, String> {
     let pod = Cgroup::new(&record.sandbox().cgroup).map_err(|e| text(&e))?;
     let own = pod.child(MACHINE).map_err(|e| text(&e))?;
     own.create().and_then(|()| pod.limit(&vm.limits)).map_err(|e| text(&e))?;
@@ -219,7 +226,7 @@ fn isolation(record: &Record, vm: &VmSpec) -> Result<Isolation, String> {
 }
 
 /// The pod's name as far as QEMU takes it.
-fn machine_name(sandbox: &SandboxSpec) -> String {
+pub(in crate::supervisor) fn machine_name(sandbox: &SandboxSpec) -> String {
     let mut name = format!("{}_{}", sandbox.namespace, sandbox.name);
     name.retain(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'));
     name.truncate(100);

@@ -12,7 +12,7 @@
 //! Everything here runs on one thread. The guest is not trusted: what it says is only believed about its own
 //! containers. When the supervisor dies, QEMU dies with it (the parent-death signal).
 
-mod boot;
+pub(super) mod boot;
 mod clone;
 mod files;
 mod life;
@@ -45,7 +45,7 @@ use tokio::time::timeout;
 /// How long everything may take to be gone when the pod is shut down.
 const SHUTDOWN: Duration = Duration::from_secs(10);
 /// Reason of a container's end that is the machine's.
-const MACHINE_FAILED: &str = "MachineFailed";
+pub(super) const MACHINE_FAILED: &str = "MachineFailed";
 
 /// Where the machine is in its life.
 #[derive(Clone, Debug, PartialEq, Eq)]
