@@ -42,6 +42,9 @@ pub enum Command {
     /// List virtual machines, and attach to their consoles.
     #[command(subcommand)]
     Vm(Vm),
+    /// List, check, remove, push and pull templates that virtual machines start from.
+    #[command(subcommand)]
+    Snapshot(Snapshot),
     /// Commands of the built-in client.
     #[command(flatten)]
     Client(Client),
@@ -213,6 +216,50 @@ pub enum Vm {
         #[expect(missing_docs, reason = "described by its type")]
         scope: Scope,
     },
+}
+
+/// Commands on templates. A template is named by its key or the first digits of it.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Snapshot {
+    /// List templates, and say whether they fit this machine.
+    Ls(Output),
+    /// Show everything known of templates without reading their memory, as JSON.
+    Inspect {
+        /// The templates.
+        #[arg(required = true, value_name = "KEY")]
+        keys: Vec<String>,
+        /// json or yaml.
+        #[arg(long = "output", short = 'o', value_name = "FORMAT")]
+        format: Option<Format>,
+    },
+    /// Remove templates. Pods that started from them go on.
+    Rm {
+        /// The templates.
+        #[arg(required = true, value_name = "KEY")]
+        keys: Vec<String>,
+    },
+    /// Remove what cannot be used: what broke off, what is damaged, what another version made. More with an option.
+    Prune(SnapshotPrune),
+    /// Read templates and prove that they are what their checksums say; all of them when none is named.
+    Verify {
+        /// The templates.
+        #[arg(value_name = "KEY")]
+        keys: Vec<String>,
+    },
+}
+
+/// Options of `snapshot prune`.
+#[derive(Clone, Debug, ClapArgs)]
+pub struct SnapshotPrune {
+    /// Remove all templates.
+    #[arg(long, conflicts_with_all = ["older_than", "budget"])]
+    pub all: bool,
+    /// Remove templates that no pod started from for so long, such as 90m, 12h or 7d.
+    #[arg(long, value_name = "DURATION")]
+    pub older_than: Option<String>,
+    /// Remove what was not used for the longest time, until the rest takes up no more than this, such as 10Gi.
+    #[arg(long, value_name = "SIZE")]
+    pub budget: Option<String>,
 }
 
 /// Which objects a client command works on.

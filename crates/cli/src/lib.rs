@@ -1,13 +1,14 @@
 //! The command line: its grammar, and every command that works on a cloud from outside.
 //!
 //! `up`, `down` and the hidden `supervise` need the cloud's own parts and are run by the binary; everything else is
-//! here: images, status, doctor and the built-in client for people who have no kubectl. Data goes to stdout, progress
+//! here: images, templates, status, doctor and the built-in client for people who have no kubectl. Data goes to stdout, progress
 //! and errors to stderr.
 
 pub mod args;
 mod client;
 mod doctor;
 mod image;
+mod snapshot;
 pub mod state_dir;
 mod status;
 mod table;
@@ -38,6 +39,7 @@ pub mod exit {
 pub fn run(state: &StateDir, command: Command) -> anyhow::Result<u8> {
     match command {
         Command::Image(task) => image::run(state, task).map(|()| exit::OK),
+        Command::Snapshot(task) => snapshot::run(state, task).map(|()| exit::OK),
         Command::Doctor(output) => doctor::run(state, output.format),
         Command::Status(output) => block_on(status::run(state, output.format)),
         Command::Vm(task) => block_on(vm::run(state, task)).map(|()| exit::OK),

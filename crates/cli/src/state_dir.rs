@@ -62,6 +62,11 @@ impl StateDir {
         self.dir.join("rootfs")
     }
 
+    /// Where templates of virtual machines lie.
+    pub fn snapshots(&self) -> PathBuf {
+        self.dir.join("snapshots")
+    }
+
     /// Where the address of the registry is written.
     pub fn registry(&self) -> PathBuf {
         self.dir.join("registry")
