@@ -128,6 +128,12 @@ pub struct ImageBuild {
     /// Fetch the index of Debian's packages even if it is younger than a day.
     #[arg(long)]
     pub refresh: bool,
+    /// Make the disk of a virtual machine of it: a bootable qcow2, in an image that holds nothing else.
+    #[arg(long)]
+    pub disk: bool,
+    /// Write the disk to a file as well: qcow2, or raw when the name ends in .raw or .img.
+    #[arg(long, short = 'o', requires = "disk", value_name = "FILE")]
+    pub output: Option<PathBuf>,
 }
 
 /// Commands on images.

@@ -4,9 +4,11 @@ use super::sandbox::Sandbox;
 use super::transfer;
 use crate::args::ImageBuild;
 use crate::{StateDir, block_on, table};
+use anyhow::{Context, bail};
 use cumulet_images::{BuildOptions, BuiltImage, Event, ImageStore, Reference, Step, Tools};
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -25,6 +27,7 @@ pub(super) fn run(state: &StateDir, store: &ImageStore, task: &ImageBuild) -> an
         tag: task.tag.clone(),
         no_cache: task.no_cache,
         refresh: task.refresh,
+        disk: task.disk,
         ..BuildOptions::from_env()?
     };
     let sandbox = Sandbox::new(state.path());
@@ -38,8 +41,35 @@ pub(super) fn run(state: &StateDir, store: &ImageStore, task: &ImageBuild) -> an
     screen.clear();
     let built = built?;
     summary(&built, start.elapsed());
+    if let (Some(disk), Some(file)) = (&built.disk, &task.output) {
+        write_disk(disk, file)?;
+    }
     println!("{}", built.digest);
     Ok(())
+}
+
+/// Writes the disk to a file, which appears whole or not at all.
+fn write_disk(disk: &Path, file: &Path) -> anyhow::Result<()> {
+    let aside = file.with_extension("partial");
+    let raw = file.extension().is_some_and(|e| e == "raw" || e == "img");
+    let written = if raw {
+        let convert = Command::new("qemu-img").args(["convert", "-O", "raw"]).arg(disk).arg(&aside).output();
+        convert.context("cannot start qemu-img: install the package qemu-utils").and_then(|output| {
+            if output.status.success() {
+                return Ok(());
+            }
+            bail!("qemu-img failed: {}", String::from_utf8_lossy(&output.stderr).trim())
+        })
+    } else {
+        std::fs::copy(disk, &aside).map(drop).with_context(|| format!("cannot write {}", aside.display()))
+    };
+    let published = written.and_then(|()| {
+        std::fs::rename(&aside, file).with_context(|| format!("cannot write {}", file.display()))
+    });
+    if published.is_err() {
+        let _ = std::fs::remove_file(&aside);
+    }
+    published
 }
 
 fn directory(dir: &Path) -> PathBuf {

@@ -1,6 +1,6 @@
 //! `cumulet.yaml`: what it may say, and helpful words when it says something else.
 
-use super::{set_env, set_of};
+use super::{disk, set_env, set_of};
 use crate::oci::RunConfig;
 use crate::store::read_capped;
 use crate::{ImageError, Reference};
@@ -13,6 +13,10 @@ use std::path::Path;
 pub(super) const DESCRIPTION: &str = "cumulet.yaml";
 /// Largest description, in bytes.
 const MAX_DESCRIPTION: u64 = 1 << 20;
+
+/// Kernel, init, and what sets up the network that a machine is told of.
+const DISK_PACKAGES: [&str; 5] =
+    ["cloud-init", "linux-image-cloud-amd64", "netplan.io", "systemd-resolved", "systemd-sysv"];
 
 /// Line and column in the description, from 1.
 pub(super) type Place = Option<(u64, u64)>;
@@ -59,6 +63,42 @@ pub(super) struct Description {
     expose: Vec<String>,
     #[serde(default)]
     labels: BTreeMap<String, String>,
+    disk: Option<DiskPart>,
+}
+
+/// What counts only when a disk is built.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DiskPart {
+    /// Debian packages that a machine needs and a container does not.
+    packages: Option<Vec<Spanned<String>>>,
+    /// `512Mi`, `8Gi`.
+    size: Option<Spanned<String>>,
+    /// More parameters for the kernel.
+    parameters: Option<String>,
+}
+
+impl DiskPart {
+    /// Size of the disk in bytes, if it is given.
+    pub(super) fn size_bytes(&self, path: &Path) -> Result<Option<u64>, ImageError> {
+        let Some(size) = &self.size else { return Ok(None) };
+        let units = [("Mi", 20), ("Gi", 30), ("Ti", 40)];
+        let bytes = units.iter().find_map(|(unit, bits)| {
+            size.value.strip_suffix(unit)?.parse::<u64>().ok()?.checked_mul(1 << bits)
+        });
+        match bytes.filter(|bytes| (disk::MIN_BYTES..=disk::MAX_BYTES).contains(bytes)) {
+            Some(bytes) => Ok(Some(bytes)),
+            None => Err(ImageError::Build {
+                path: path.to_owned(),
+                at: place(&size.referenced),
+                message: format!("disk.size: \"{}\": write 512Mi or 8Gi, from 16Mi to 2Ti", size.value),
+            }),
+        }
+    }
+
+    pub(super) fn parameters(&self) -> String {
+        self.parameters.as_deref().unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ")
+    }
 }
 
 /// A word of the description, and where it stands.
@@ -131,7 +171,8 @@ impl Description {
         if let Some(port) = self.expose.iter().find(|port| !is_port(port)) {
             return wrong(None, format!("expose: \"{port}\" is no port: write 8080, 8080/tcp or 53/udp"));
         }
-        let all = self.packages().into_iter().chain(self.build_packages());
+        self.disk().size_bytes(path)?;
+        let all = self.packages().into_iter().chain(self.build_packages()).chain(self.disk_packages());
         if let Some(bad) = all.into_iter().find(|word| !is_package(&word.text)) {
             return wrong(bad.at, format!("packages: \"{}\" is not the name of a Debian package", bad.text));
         }
@@ -168,6 +209,30 @@ impl Description {
     /// Packages for the commands alone, sorted and without duplicates.
     pub(super) fn build_packages(&self) -> Vec<Word> {
         sorted(&self.build_packages)
+    }
+
+    /// What counts only for a disk.
+    pub(super) fn disk(&self) -> &DiskPart {
+        static NONE: DiskPart = DiskPart { packages: None, size: None, parameters: None };
+        self.disk.as_ref().unwrap_or(&NONE)
+    }
+
+    /// Packages for a disk alone; on a Debian base, what makes it a system that finds its network, unless others are
+    /// named.
+    pub(super) fn disk_packages(&self) -> Vec<Word> {
+        let base = self.base();
+        match &self.disk().packages {
+            Some(packages) => sorted(packages),
+            None if super::debian::suite_of(&base.text).is_some() => {
+                DISK_PACKAGES.map(|name| Word { text: name.to_owned(), at: base.at }).to_vec()
+            }
+            None => Vec::new(),
+        }
+    }
+
+    /// Whether the image has a program to run; the shell of a base is none.
+    pub(super) fn runs(&self, config: &RunConfig) -> bool {
+        config.entrypoint.as_ref().is_some_and(|words| !words.is_empty()) || self.cmd.is_some()
     }
 
     /// Images to merge, in order.
@@ -300,6 +365,9 @@ mod tests {
         check("name: a\nversion: \"1\"\nentrypoint: run me\n", "cumulet.yaml:3:");
         check("name: a\nname: b\nversion: \"1\"\n", "cumulet.yaml:2:");
         check("name: [\n", "cumulet.yaml:");
+        check("name: a\nversion: \"1\"\ndisk: {size: 8G}\n", "cumulet.yaml:3:14: disk.size: \"8G\"");
+        check("name: a\nversion: \"1\"\ndisk: {size: 4Ti}\n", "from 16Mi to 2Ti");
+        check("name: a\nversion: \"1\"\ndisk: {sice: 8Gi}\n", "did you mean \"size\"?");
     }
 
     #[test]

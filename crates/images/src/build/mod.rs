@@ -17,6 +17,7 @@
 mod context;
 mod debian;
 mod description;
+mod disk;
 mod groups;
 mod ignore;
 mod layer;
@@ -52,6 +53,8 @@ pub struct BuildOptions {
     pub no_cache: bool,
     /// Fetch the index of Debian's packages even if it is younger than a day.
     pub refresh: bool,
+    /// Make the disk of a virtual machine of it, in an image that holds nothing else.
+    pub disk: bool,
     /// Where indexes and packages are kept; in the store when `None`. May be shared by stores.
     pub apt_cache: Option<PathBuf>,
 }
@@ -108,6 +111,8 @@ pub struct BuiltImage {
     pub entries: usize,
     /// What was done, in order.
     pub steps: Vec<Step>,
+    /// The disk, when one was built: a qcow2 file of the store, not to be changed.
+    pub disk: Option<PathBuf>,
 }
 
 impl ImageStore {
@@ -146,11 +151,21 @@ impl ImageStore {
             work: WorkDir::make(self)?,
             keep: Keep { docs: description.docs, locales: description.locales },
         };
-        let (mut stack, steps, entries) = builder.run(&description)?;
+        let (mut stack, mut steps, entries) = builder.run(&description)?;
         description.configure(&mut stack.config.config);
+        let mut disk = None;
+        if options.disk {
+            let name = reference.repository().rsplit('/').next().unwrap_or("disk").to_owned();
+            let made = builder.step(&mut steps, "disk", || builder.disk(&stack, &description, &name))?;
+            disk = made.first().map(|layer| disk::in_layer(&self.layer(&layer.diff_id), &name));
+            let labels = stack.config.config.labels.take();
+            stack = Stack::empty();
+            stack.config.config.labels = labels;
+            stack.extend(made, "disk");
+        }
         let (digest, size_bytes) = self.name_image(&builder, stack, &reference)?;
         builder.record.tidy();
-        Ok(BuiltImage { reference, digest, size_bytes, entries, steps })
+        Ok(BuiltImage { reference, digest, size_bytes, entries, steps, disk })
     }
 
     /// Writes configuration and manifest, and gives the image its name.

@@ -37,7 +37,7 @@ pub(super) struct Stack {
 }
 
 impl Stack {
-    fn empty() -> Self {
+    pub(super) fn empty() -> Self {
         let rootfs = RootFs { kind: "layers".to_owned(), diff_ids: Vec::new() };
         let (platform, config) = (Platform::here(), RunConfig::default());
         Self {
@@ -47,7 +47,7 @@ impl Stack {
     }
 
     /// Puts layers on top; `by` says to people what made them.
-    fn extend(&mut self, layers: Vec<Layer>, by: &str) {
+    pub(super) fn extend(&mut self, layers: Vec<Layer>, by: &str) {
         let mut told = match self.config.history.take() {
             Some(serde_json::Value::Array(told)) => told,
             // Layers of tools that write no history.
@@ -121,7 +121,7 @@ impl Builder<'_> {
     }
 
     /// Does a step that gives layers; `work` tells the layers and how many were there already.
-    fn step(
+    pub(super) fn step(
         &self,
         steps: &mut Vec<Step>,
         name: &str,
@@ -151,6 +151,9 @@ impl Builder<'_> {
         let entries = files.members.len();
         let mut stack = self.base(description, &mut steps)?;
         self.packages(&mut stack, "packages", &description.packages(), &mut steps)?;
+        if self.options.disk {
+            self.packages(&mut stack, "disk.packages", &description.disk_packages(), &mut steps)?;
+        }
         for word in description.required() {
             self.require(&mut stack, &word, &mut steps)?;
         }
@@ -403,7 +406,7 @@ impl Builder<'_> {
     }
 
     /// Layers from the record, unpacked if a prune removed that.
-    fn ready(&self, layers: Vec<Layer>) -> Result<Vec<Layer>, ImageError> {
+    pub(super) fn ready(&self, layers: Vec<Layer>) -> Result<Vec<Layer>, ImageError> {
         for layer in &layers {
             self.store.unpack_layer("known layer", &layer.blob.digest, &layer.diff_id)?;
         }
