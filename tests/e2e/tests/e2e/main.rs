@@ -4,6 +4,7 @@
 mod api;
 mod cli;
 mod deployments;
+mod disk_vm;
 mod examples;
 mod faults;
 mod hello;

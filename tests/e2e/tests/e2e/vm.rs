@@ -19,7 +19,7 @@ fn machine_pod(name: &str, restart: &str, script: &str) -> String {
 }
 
 /// The QEMU processes of a cloud: theirs are the cgroups with its pods' uids.
-fn machines(cloud: &Cloud) -> Vec<i32> {
+pub(crate) fn machines(cloud: &Cloud) -> Vec<i32> {
     let uids: Vec<String> = std::fs::read_dir(cloud.dir().join("pods"))
         .into_iter()
         .flatten()
@@ -35,7 +35,7 @@ fn machines(cloud: &Cloud) -> Vec<i32> {
 }
 
 /// The program has to find the agent of its machines and their kernel.
-fn needs_agent() -> anyhow::Result<()> {
+pub(crate) fn needs_agent() -> anyhow::Result<()> {
     let dir = cumulet_e2e::program().with_file_name("vm");
     match dir.join("cumulet-guest").exists() && dir.join("kernel").exists() {
         true => Ok(()),
