@@ -3,10 +3,18 @@
 
 use super::state::{Event, State, Verdict};
 use crate::qmp::QmpEvent;
+use std::io;
 use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::time::Duration;
 use tokio::process::Child;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+/// A process that dies closes its connection some moments before it can be reaped: as long as this, the connection's end
+/// is waited on for its reason.
+const REAPING: Duration = Duration::from_millis(500);
 
 /// What the owner does, for the driver.
 #[derive(Debug)]
@@ -48,17 +56,15 @@ impl Driver {
                     Some(event) => self.hear(&event),
                     None => {
                         connected = false;
-                        self.connection_lost();
+                        self.connection_lost().await;
                     }
                 },
                 status = self.child.wait() => {
-                    self.ended = true;
-                    let (code, signal) = status.map_or((None, None), |s| (s.code(), s.signal()));
                     // What QEMU said last is about its end and comes first.
                     while let Ok(event) = events.try_recv() {
                         self.hear(&event);
                     }
-                    self.apply(&Event::Exited { code, signal });
+                    self.exited(status);
                 }
                 order = orders.recv(), if owned => match order {
                     Some(Order::Event(event)) => self.apply(&event),
@@ -107,11 +113,21 @@ impl Driver {
         }
     }
 
+    /// The process was reaped.
+    fn exited(&mut self, status: io::Result<ExitStatus>) {
+        self.ended = true;
+        let (code, signal) = status.map_or((None, None), |s| (s.code(), s.signal()));
+        self.apply(&Event::Exited { code, signal });
+    }
+
     /// A connection that closes because the process ends is no failure of its own: the process's status says more.
-    fn connection_lost(&mut self) {
-        if !matches!(self.child.try_wait(), Ok(Some(_))) {
-            self.kill();
-            self.apply(&Event::ConnectionLost("closed by QEMU".to_owned()));
+    async fn connection_lost(&mut self) {
+        match timeout(REAPING, self.child.wait()).await {
+            Ok(status) => self.exited(status),
+            Err(_elapsed) => {
+                self.kill();
+                self.apply(&Event::ConnectionLost("closed by QEMU".to_owned()));
+            }
         }
     }
 

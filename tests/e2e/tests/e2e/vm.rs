@@ -133,7 +133,7 @@ fn a_machine_ends_and_what_follows() -> anyhow::Result<()> {
     let last = ".status.containerStatuses[0].lastState.terminated";
     wait_field(&cloud, "pod/again", &format!("{last}.reason"), "MachineFailed")?;
     let message = cloud.field("pod/again", &format!("{last}.message"))?;
-    assert!(message.contains("QEMU"), "{message}");
+    assert!(message.contains("QEMU was killed by signal 9"), "{message}");
     wait_ready(&cloud, "again")?;
     assert_eq!(cloud.field("pod/again", ".status.containerStatuses[0].restartCount")?, "1");
 
