@@ -225,9 +225,9 @@ mod tests {
 
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
-            (0..200_000usize).prop_map(Step::Write),
+            (0..400_000usize).prop_map(Step::Write),
             (0..70_000usize).prop_map(Step::Send),
-            (0..150_000u64).prop_map(Step::Consume),
+            (0..300_000u64).prop_map(Step::Consume),
             Just(Step::Restart),
         ]
     }

@@ -42,8 +42,9 @@ pub const MAX_FRAME_BYTES: usize = 64 * 1024;
 pub const MAX_MESSAGE_BYTES: usize = 16 * 1024 * 1024;
 /// Largest message that a host takes from a guest, in bytes.
 pub const MAX_GUEST_MESSAGE_BYTES: usize = 1024 * 1024;
-/// Bytes of one channel of one stream that may be under way unacknowledged.
-pub const WINDOW_BYTES: u64 = 256 * 1024;
+/// Bytes of one channel of one stream that may be under way unacknowledged. Each side may have to keep as many. Twice
+/// what the ends' buffers hold, so that neither waits for the other in software emulation.
+pub const WINDOW_BYTES: u64 = 512 * 1024;
 /// Name of the virtio-serial port.
 pub const PORT_NAME: &str = "cumulet.0";
 /// Begins a conversation. All bytes are ones that UTF-8 text never has, none is zero, and the first occurs once.
