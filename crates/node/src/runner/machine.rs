@@ -1,8 +1,9 @@
 //! What a pod's virtual machine needs before its supervisor can be started: images as disks or a disk of its own, and
 //! the host's parts.
 
+use super::image::on_disk;
 use super::sandbox::blocking;
-use super::task::PodContext;
+use super::task::{PodContext, container};
 use crate::images::ResolvedImage;
 use crate::inputs::ObjectSet;
 use crate::supervisor::proto::{VmImage, VmSpec};
@@ -37,6 +38,7 @@ impl Parts {
             let recorder = &context.shared.recorder;
             recorder.event(&reference(pod), EventType::Normal, "SoftwareEmulation", &message);
         }
+        known_images(context).await;
         let images = timeout(IMAGES, images(context, pod))
             .await
             .map_err(|_| "the images and volumes of the pod are not all there yet".to_owned())?;
@@ -103,6 +105,30 @@ impl Seed {
         };
         disk::write_seed(&self.path, pod, hostname, &network, &self.objects)
     }
+}
+
+/// Finds the images of containers that ran before. Those are started again when the sandbox is there, and nobody looks
+/// for their images until then. What is not found here is waited for.
+async fn known_images(context: &Arc<PodContext>) {
+    for (name, reference) in earlier(&context.pod()) {
+        if context.live().images.contains_key(&name) {
+            continue;
+        }
+        let images = context.shared.images.clone();
+        if let Ok(image) = on_disk(move || images.present(&reference, None)).await {
+            context.live().images.entry(name).or_insert(image);
+        }
+    }
+}
+
+/// The containers of which an instance ran, with their images.
+fn earlier(pod: &Pod) -> Vec<(String, String)> {
+    let statuses = pod.status.iter().flat_map(|status| {
+        status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten())
+    });
+    let ran = statuses.filter(|status| status.container_id.as_ref().is_some_and(|id| !id.is_empty()));
+    ran.filter_map(|status| Some((status.name.clone(), container(pod, &status.name)?.image.clone()?)))
+        .collect()
 }
 
 /// Waits for the images of all containers, which are looked for meanwhile, and for directories of the host.
