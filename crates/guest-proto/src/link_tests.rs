@@ -127,10 +127,10 @@ fn input_goes_down_and_ends() {
         at(&|e| matches!(e, FromHost::StdinClosed { stream: 5 }))
             > at(&|e| matches!(e, FromHost::Stdin { .. }))
     );
-    guest.consumed(5, 100_000);
+    guest.consumed(5, 200_000);
     let (up, _) = settle(&mut host, &mut guest, 100_000);
     assert_eq!(up, [FromGuest::StdinRoom { stream: 5 }]);
-    assert_eq!(host.stdin_room(5), 100_000);
+    assert_eq!(host.stdin_room(5), 200_000);
 }
 
 /// A host dies in the middle of anything; its successor sees what was not acknowledged, and nothing twice that was.
@@ -140,9 +140,9 @@ fn a_successor_goes_on() {
     host.begin(1, "test");
     host.open_stream(3);
     guest.open_stream(3);
-    guest.append(3, Channel::Stdout, &[1; 100_000]);
+    guest.append(3, Channel::Stdout, &[1; 200_000]);
     settle(&mut host, &mut guest, 5000);
-    host.consumed(3, Channel::Stdout, 70_000);
+    host.consumed(3, Channel::Stdout, 150_000);
     settle(&mut host, &mut guest, 5000);
     guest.append(3, Channel::Stdout, &[2; 1000]);
     // Half a frame is on the channel, the rest never comes.
@@ -153,7 +153,7 @@ fn a_successor_goes_on() {
     successor.receive(&half, &mut vec![]).unwrap();
     let (up, _) = settle(&mut successor, &mut guest, 5000);
     let seen = output(&up, 3, Channel::Stdout);
-    assert_eq!(seen, [vec![1; 30_000], vec![2; 1000]].concat());
+    assert_eq!(seen, [vec![1; 50_000], vec![2; 1000]].concat());
     // The same process may also begin again; what it has not used up yet does not come twice.
     successor.consumed(3, Channel::Stdout, 11_000);
     successor.begin(3, "test");
@@ -197,7 +197,7 @@ fn hostile_guests_are_caught() {
     check(&|o| o.extend([0xff; 9]), "exceeds the limit");
     check(&|o| o.extend([0, 0, 0, 0, 0, 0, 0, 0, 99]), "unknown kind");
     check(
-        &|o| (0..5).for_each(|_| frame::write(o, Kind::Stdout, 1, &[0; 60_000])),
+        &|o| (0..10).for_each(|_| frame::write(o, Kind::Stdout, 1, &[0; 60_000])),
         "flow control on stream 1",
     );
     check(&|o| frame::write_window(o, 1, Channel::Stdin, 1), "flow control on stream 1");
