@@ -16,10 +16,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// The tap, and the two addresses on it.
+/// The tap, and the two addresses on it, of the range for benchmarks (RFC 2544).
 const TAP: &str = "cumperf0";
-const HERE: &str = "192.0.2.1";
-const THERE: &str = "192.0.2.2";
+const HERE: &str = "198.18.77.1";
+const THERE: &str = "198.18.77.2";
 const MAC: &str = "02:00:00:00:00:02";
 /// What the network needs, in the order in which it loads.
 const NET: &[&str] = &[
