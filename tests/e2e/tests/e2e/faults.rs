@@ -6,6 +6,14 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::collections::BTreeSet;
 
+// Not random_crashes_lose_nothing: it is about writes and supervisors, which are the same, and would boot ten machines
+// at once. Random ends of machines are in `vm`.
+also_as_machines![
+    a_killed_main_process_stops_nothing,
+    a_killed_supervisor_is_replaced,
+    what_was_taken_down_comes_back,
+];
+
 /// Rounds of the crash test; the full number is run with CUMULET_CRASH_ROUNDS=50.
 const CRASH_ROUNDS: usize = 10;
 
@@ -61,6 +69,22 @@ fn a_killed_supervisor_is_replaced() -> anyhow::Result<()> {
     wait_ready(&cloud, "victim")?;
     assert_ne!(supervisors(), before);
     cloud.kubectl(&["exec", "victim", "--", "true"])?;
+    cloud.finish()
+}
+
+/// The end of everything on the machine, and a start from what is on the disk.
+#[test]
+fn what_was_taken_down_comes_back() -> anyhow::Result<()> {
+    let cloud = Cloud::with_hello()?;
+    cloud.kubectl_with(&["apply", "-f", "-"], &shell_pod("stays", "Always", "echo up; sleep 1000", ""))?;
+    wait_ready(&cloud, "stays")?;
+    let id = ".status.containerStatuses[0].containerID";
+    let before = cloud.field("pod/stays", id)?;
+    cloud.cumulet(&["down", "--timeout", "1"])?;
+    cloud.up()?;
+    wait_for("another container", || cloud.field("pod/stays", id).ok().filter(|now| *now != before))?;
+    wait_ready(&cloud, "stays")?;
+    assert_eq!(cloud.kubectl(&["logs", "stays"])?, "up\n");
     cloud.finish()
 }
 

@@ -3,6 +3,9 @@
 use crate::{shell_pod, wait_ready};
 use cumulet_e2e::{Cloud, http_get, wait_for};
 
+// Not session_affinity_and_host_ports: what it tests is rules on the host, for which a pod is an address.
+also_as_machines![pods_have_names_addresses_and_each_other, a_service_without_endpoints_refuses_at_once];
+
 const SERVER: &str = "hello";
 
 fn server(name: &str, extra: &str) -> String {

@@ -1,7 +1,17 @@
 //! What a pod means: restarts, exit codes, probes, logs, exec, env, init containers, limits, security.
 
-use crate::{shell_pod, wait_field, wait_ready};
+use crate::{in_class, shell_pod, wait_field, wait_ready};
 use cumulet_e2e::{Cloud, wait_for};
+
+also_as_machines![
+    exit_codes_and_restart_policies,
+    logs_exec_and_attach,
+    following_a_log_ends_with_the_container,
+    init_containers_environment_and_identity,
+    probes_decide_readiness_and_life,
+    limits_and_security,
+    an_image_that_is_not_there,
+];
 
 fn state(pod: &str) -> String {
     format!("pod/{pod}")
@@ -124,7 +134,7 @@ spec:
     volumeMounts: [{name: shared, mountPath: /shared}]
   volumes: [{name: shared, emptyDir: {}}]
 "#;
-    cloud.kubectl_with(&["apply", "-f", "-"], manifest)?;
+    cloud.kubectl_with(&["apply", "-f", "-"], &in_class(manifest))?;
     wait_field(&cloud, "pod/env", ".status.phase", "Succeeded")?;
     let ip = cloud.field("pod/env", ".status.podIP")?;
     let log = cloud.kubectl(&["logs", "env", "-c", "main"])?;

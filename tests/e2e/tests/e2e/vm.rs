@@ -9,13 +9,8 @@ fn manifest() -> &'static str {
 }
 
 /// A pod that runs a shell command in a virtual machine.
-fn machine_pod(name: &str, restart: &str, script: &str) -> String {
-    let pod = crate::shell_pod(name, restart, script, "");
-    if pod.contains("runtimeClassName") {
-        pod
-    } else {
-        pod.replacen("spec:\n", "spec:\n  runtimeClassName: vm\n", 1)
-    }
+pub(crate) fn machine_pod(name: &str, restart: &str, script: &str) -> String {
+    crate::shell_pod(name, restart, script, "").replacen("spec:\n", "spec:\n  runtimeClassName: vm\n", 1)
 }
 
 /// The QEMU processes of a cloud: theirs are the cgroups with its pods' uids.

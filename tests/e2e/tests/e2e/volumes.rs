@@ -1,7 +1,9 @@
 //! Volumes: what they hold, with which modes, and that they follow their sources.
 
-use crate::{wait_field, wait_ready};
+use crate::{in_class, wait_field, wait_ready};
 use cumulet_e2e::{Cloud, wait_for};
+
+also_as_machines![config_secret_downward_and_host_volumes, a_pod_waits_for_its_config];
 
 #[test]
 fn config_secret_downward_and_host_volumes() -> anyhow::Result<()> {
@@ -47,7 +49,7 @@ spec:
   - {name: host, hostPath: {path: HOST, type: Directory}}
 "#
     .replace("HOST", &host.path().to_string_lossy());
-    cloud.kubectl_with(&["apply", "-f", "-"], &manifest)?;
+    cloud.kubectl_with(&["apply", "-f", "-"], &in_class(&manifest))?;
     wait_ready(&cloud, "vols")?;
     let sh = |script: &str| cloud.kubectl(&["exec", "vols", "--", "sh", "-c", script]);
     assert_eq!(
