@@ -176,7 +176,8 @@ fn ip(words: &[&str]) -> anyhow::Result<String> {
 fn get(path: &str) -> anyhow::Result<()> {
     let mut stream = TcpStream::connect((THERE, 8080)).context("the bare machine does not listen")?;
     stream.set_read_timeout(Some(LIMIT))?;
-    write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
+    // At once: the init reads a request once.
+    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     if !answer.starts_with("HTTP/1.1 200") {
