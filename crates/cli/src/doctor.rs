@@ -5,6 +5,7 @@
 
 use crate::args::Format;
 use crate::{StateDir, exit, table};
+use cumulet_vmm::{Qemu, kvm};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
@@ -146,16 +147,17 @@ fn library(name: &'static str, package: &str) -> Check {
 
 /// What pods need that are virtual machines.
 fn machines() -> Check {
+    let qemu = match Qemu::find() {
+        Ok(qemu) => qemu,
+        Err(error) => {
+            let remedy = "apt-get install qemu-system-x86 erofs-utils";
+            return not("virtual machines", Verdict::Note, error.to_string(), remedy);
+        }
+    };
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let dirs: Vec<_> = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]).collect();
-    let lacking: Vec<&str> = [("qemu-system-x86_64", "qemu-system-x86"), ("mkfs.erofs", "erofs-utils")]
-        .into_iter()
-        .filter(|(program, _)| !dirs.iter().any(|dir| dir.join(program).is_file()))
-        .map(|(_, package)| package)
-        .collect();
-    if !lacking.is_empty() {
-        let remedy = format!("apt-get install {}", lacking.join(" "));
-        return not("virtual machines", Verdict::Note, format!("no {}", lacking.join(", ")), remedy);
+    let dirs = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+    if !dirs.into_iter().any(|dir| dir.join("mkfs.erofs").is_file()) {
+        return not("virtual machines", Verdict::Note, "no mkfs.erofs", "apt-get install erofs-utils");
     }
     let exe = std::env::current_exe().unwrap_or_default();
     let beside = exe.parent().unwrap_or(Path::new("/"));
@@ -163,7 +165,7 @@ fn machines() -> Check {
         std::env::var_os(variable).map_or_else(|| beside.join(name), Into::into).exists()
     };
     match (there("CUMULET_GUEST", "vm/cumulet-guest"), there("CUMULET_KERNEL", "vm/kernel")) {
-        (true, true) => ok("virtual machines", "QEMU, agent and kernel"),
+        (true, true) => ok("virtual machines", format!("QEMU {}, agent and kernel", qemu.version)),
         (agent, _) => {
             let found = if agent { "no kernel" } else { "no agent" };
             let remedy =
@@ -173,22 +175,16 @@ fn machines() -> Check {
     }
 }
 
-/// Where the node keeps what came of trying KVM with a real guest.
-const KVM_VERDICT: &str = "/run/cumulet/kvm.json";
-
 fn kvm() -> Check {
     const EMULATION: &str = "VM pods use software emulation";
-    let verdict = fs::read(KVM_VERDICT).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
-    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    if let Some(known) = verdict.filter(|known| known["host_boot"] == boot.as_str()) {
-        let reason =
-            known["verdict"]["reason"].as_str().unwrap_or_default().lines().next().unwrap_or_default();
-        return match known["verdict"]["usable"] == true {
+    if let Some(known) = kvm::last_verdict(Path::new(kvm::VERDICTS)) {
+        let reason = known.reason.lines().next().unwrap_or_default();
+        return match known.usable {
             true => ok("kvm", "a guest ran on it"),
             false => not("kvm", Verdict::Note, reason, EMULATION),
         };
     }
-    match fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+    match fs::OpenOptions::new().read(true).write(true).open(kvm::DEVICE) {
         // Opening proves little: some machines have a /dev/kvm in which no guest gets anywhere.
         Ok(_) => {
             not("kvm", Verdict::Note, "/dev/kvm opens", "the first VM pod tries whether a guest runs on it")

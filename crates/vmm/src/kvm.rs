@@ -23,8 +23,14 @@ use tokio::net::UnixStream;
 /// The device.
 pub const DEVICE: &str = "/dev/kvm";
 
+/// Where verdicts are kept unless there is a reason for another place: a verdict is the machine's, and ends with the
+/// machine's boot.
+pub const VERDICTS: &str = "/run/cumulet";
+
 /// With KVM that works the guest answers within a second.
 pub const DEFAULT_LIMIT: Duration = Duration::from_secs(10);
+
+const FILE: &str = "kvm.json";
 
 /// The one version of the interface that there ever was (linux/kvm.h).
 const API_VERSION: i32 = 12;
@@ -71,16 +77,33 @@ struct Record {
     verdict: Verdict,
 }
 
+/// The last verdict in `dir` since the host's boot, whatever QEMU and kernel it was about; for people who ask. `None` when
+/// nobody has tried yet.
+#[must_use]
+pub fn last_verdict(dir: &Path) -> Option<Verdict> {
+    Record::read(dir).filter(|record| record.host_boot == host_boot()).map(|record| record.verdict)
+}
+
+impl Record {
+    fn read(dir: &Path) -> Option<Self> {
+        serde_json::from_slice(&fs::read(dir.join(FILE)).ok()?).ok()
+    }
+}
+
+/// Changes with every boot of the host.
+fn host_boot() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()
+}
+
 impl Probe<'_> {
     /// The verdict, from an earlier probe since the host's boot or from a new one.
     ///
     /// # Errors
     /// The verdict cannot be kept, or QEMU cannot be started at all. That KVM does not work is no error.
     pub async fn run(&self) -> Result<Verdict, Error> {
-        let path = self.dir.join("kvm.json");
-        let host_boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        let known = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
-        if let Some(record) = known
+        let path = self.dir.join(FILE);
+        let host_boot = host_boot();
+        if let Some(record) = Record::read(self.dir)
             && record.host_boot == host_boot
             && record.qemu == self.qemu.version
             && record.kernel == self.kernel.digest()
@@ -196,5 +219,29 @@ fn look() -> Option<String> {
         Ok(API_VERSION) => None,
         Ok(other) => Some(format!("{DEVICE} has interface version {other}, want {API_VERSION}")),
         Err(error) => Some(format!("{DEVICE} does not answer: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_verdicts_since_the_boot_count() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(last_verdict(dir.path()), None);
+        let verdict = Verdict { usable: true, reason: "it ran".to_owned() };
+        for (host_boot, expected) in [(host_boot(), Some(verdict.clone())), ("before".to_owned(), None)] {
+            let record = Record {
+                host_boot,
+                qemu: crate::OLDEST,
+                kernel: "k".to_owned(),
+                verdict: verdict.clone(),
+            };
+            fs::write(dir.path().join(FILE), serde_json::to_vec(&record).unwrap()).unwrap();
+            assert_eq!(last_verdict(dir.path()), expected);
+        }
+        fs::write(dir.path().join(FILE), "not JSON").unwrap();
+        assert_eq!(last_verdict(dir.path()), None);
     }
 }

@@ -21,8 +21,6 @@ const GUEST_VARIABLE: &str = "CUMULET_GUEST";
 const KERNEL_VARIABLE: &str = "CUMULET_KERNEL";
 /// Where it is otherwise, from the directory of this program.
 const KERNEL: &str = "vm/kernel";
-/// Where the verdict on KVM is kept: it is the machine's, not one cloud's, and ends with the machine's boot.
-const VERDICTS: &str = "/run/cumulet";
 /// First user id of virtual machine monitors: a range that neither people, systemd nor user namespaces are given.
 const FIRST_USER: u32 = 0x7000_0000;
 /// The group of a monitor that needs none.
@@ -96,7 +94,7 @@ impl Hosts {
             qemu: &qemu,
             kernel: &kernel,
             initramfs: &initramfs,
-            dir: Path::new(VERDICTS),
+            dir: Path::new(kvm::VERDICTS),
             user: Some((FIRST_USER, group(true))),
             greeting: &greeting,
             limit: kvm::DEFAULT_LIMIT,
