@@ -165,7 +165,7 @@ impl Cloud {
             network: network.clone(),
         };
         let service = SocketAddr::new(ranges.api().into(), API_SERVICE_PORT);
-        let config = node_config(state, &network, &ranges, &node_name, service)?;
+        let config = node_config(state, &network, &ranges, (&node_name, options.snapshot_budget), service)?;
         let node = Node::start(config, deps, shutdown.clone()).context("cannot start the node")?;
         api.set_streams(node.clone());
         api.set_ready_checks(ready_checks(&node, &router));
@@ -206,7 +206,7 @@ fn node_config(
     state: &StateDir,
     network: &Network,
     ranges: &Ranges,
-    node_name: &str,
+    (node_name, snapshot_budget_bytes): (&str, u64),
     api: SocketAddr,
 ) -> anyhow::Result<NodeConfig> {
     let exe = std::env::current_exe().context("this program has no path")?;
@@ -219,6 +219,7 @@ fn node_config(
     config.api_host = api.ip().to_string();
     config.api_port = api.port();
     config.cgroup = ranges::cgroup(state);
+    config.snapshot_budget_bytes = snapshot_budget_bytes;
     config.version = cumulet_apiserver::GIT_VERSION.trim_start_matches('v').to_owned();
     Ok(config)
 }

@@ -74,6 +74,15 @@ pub struct Up {
     /// Name of the node; the host name when absent.
     #[arg(long, value_name = "NAME")]
     pub node_name: Option<String>,
+    /// What memory snapshots may take up on the disk; those not used for the longest time go.
+    #[arg(long, env = "CUMULET_SNAPSHOT_BUDGET", default_value = "10Gi", value_name = "SIZE", value_parser = size)]
+    pub snapshot_budget: u64,
+}
+
+/// A size in Kubernetes' notation, such as `10Gi`, in bytes.
+fn size(text: &str) -> Result<u64, String> {
+    let quantity = cumulet_api::Quantity::parse(text).map_err(|e| e.to_string())?;
+    u64::try_from(quantity.units()).map_err(|_| "a size cannot be negative".to_owned())
 }
 
 /// Options of `down`.

@@ -31,6 +31,8 @@ pub struct NodeConfig {
     pub cgroup: String,
     /// Most pods of this node.
     pub max_pods: u32,
+    /// Most bytes that memory snapshots take up on the disk.
+    pub snapshot_budget_bytes: u64,
     /// Rotate a container's log file at this size, in bytes.
     pub log_max_bytes: u64,
     /// Keep this many log files per container instance.
@@ -55,6 +57,7 @@ impl NodeConfig {
             api_port: 443,
             cgroup: "/cumulet".into(),
             max_pods: 250,
+            snapshot_budget_bytes: 10 << 30,
             log_max_bytes: 10 << 20,
             log_max_files: 5,
             version: env!("CARGO_PKG_VERSION").into(),

@@ -23,6 +23,7 @@ mod node;
 mod probes;
 mod runner;
 pub mod services;
+mod snapshots;
 mod streams;
 pub mod supervisor;
 mod teardown;

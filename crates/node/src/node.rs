@@ -6,6 +6,7 @@ use crate::dirs::NodeDirs;
 use crate::images::Images;
 use crate::inputs::Inputs;
 use crate::runner::{Runner, Shared};
+use crate::snapshots::Templates;
 use crate::vm::Hosts;
 use cumulet_cluster::events::EventRecorder;
 use cumulet_cluster::{Api, Cluster, Informer, ListOptions};
@@ -62,6 +63,8 @@ impl Node {
             recorder: deps.recorder,
             inputs,
             machines: Hosts::new(&config),
+            templates: Templates::new(&config.state_dir, config.snapshot_budget_bytes),
+            starting: watch::Sender::new(0),
             runtime_classes: Api::new(deps.cluster.clone()),
             dirs,
             config,

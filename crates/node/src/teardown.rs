@@ -27,6 +27,7 @@ pub fn teardown(pods: &Path, cgroup: &str, grace: Duration) -> io::Result<()> {
     let mut failure = None;
     for entry in entries {
         let dirs = PodDirs { root: entry.path(), logs: entry.path() };
+        // One that began as a standby is still in the standby's; what is below `cgroup` goes with it in any case.
         let pod_cgroup = format!("{cgroup}/pod{}", entry.file_name().to_string_lossy());
         let removed = finish(&dirs.root, &pod_cgroup)
             .map_err(|error| io::Error::other(error.message))

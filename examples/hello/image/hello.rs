@@ -25,7 +25,16 @@ fn greeting() -> String {
     std::fs::read_to_string("/etc/hello/greeting").map_or_else(|_| "Hello".to_owned(), |text| text.trim().to_owned())
 }
 
-fn answer(stream: &mut TcpStream, pod: &str) -> std::io::Result<()> {
+/// Who we are. A program that was started from a memory snapshot has the environment of the pod that was saved; its own
+/// name is in a file.
+fn pod_name() -> String {
+    let file = std::fs::read_to_string("/run/cumulet/env").unwrap_or_default();
+    let own = file.lines().find_map(|line| line.strip_prefix("POD_NAME=")).map(str::to_owned);
+    let given = || std::env::var("POD_NAME").or_else(|_| std::env::var("HOSTNAME")).ok();
+    own.or_else(given).unwrap_or_else(|| "somewhere".to_owned())
+}
+
+fn answer(stream: &mut TcpStream) -> std::io::Result<()> {
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut request = String::new();
@@ -35,7 +44,7 @@ fn answer(stream: &mut TcpStream, pod: &str) -> std::io::Result<()> {
         header.clear();
     }
     let path = request.split_whitespace().nth(1).unwrap_or("/");
-    let body = if path == "/healthz" { "ok\n".to_owned() } else { format!("{} from {pod}\n", greeting()) };
+    let body = if path == "/healthz" { "ok\n".to_owned() } else { format!("{} from {}\n", greeting(), pod_name()) };
     write!(
         stream,
         "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
@@ -50,15 +59,13 @@ fn answer(stream: &mut TcpStream, pod: &str) -> std::io::Result<()> {
 fn main() -> std::io::Result<()> {
     // SAFETY: `on_term` only stores into an atomic, which a signal handler may do.
     unsafe { signal(SIGTERM, on_term) };
-    let pod = std::env::var("POD_NAME").or_else(|_| std::env::var("HOSTNAME")).unwrap_or_else(|_| "somewhere".into());
     let port = std::env::var("PORT").ok().and_then(|p| p.parse().ok()).unwrap_or(8080u16);
     let listener = TcpListener::bind(("0.0.0.0", port))?;
     println!("listening on port {port}");
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let Ok(mut stream) = stream else { continue };
-            let pod = pod.clone();
-            std::thread::spawn(move || answer(&mut stream, &pod));
+            std::thread::spawn(move || answer(&mut stream));
         }
     });
     let mut stopping_since = None;

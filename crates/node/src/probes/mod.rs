@@ -197,3 +197,9 @@ fn target(
         None => Err("the pod has no address yet".to_owned()),
     }
 }
+
+/// Asks `address` (`host:port`) once for a path, as a probe does.
+pub(crate) async fn ask(address: &str, path: &str) -> Result<(), String> {
+    let (address, path) = (address.to_owned(), path.to_owned());
+    http::get(&http::Request { address, tls: false, path, headers: Vec::new() }).await
+}

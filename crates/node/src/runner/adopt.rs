@@ -6,7 +6,7 @@ use crate::dirs::{PodDirs, remove_dir};
 use crate::supervisor::Supervisor;
 use crate::supervisor::client::finish;
 use crate::supervisor::files::{self, State};
-use crate::supervisor::proto::{Event, Instance, InstanceState, PodNetwork, Request, SandboxSpec};
+use crate::supervisor::proto::{Event, Instance, InstanceState, PodNetwork, Request, SandboxSpec, VmMemory};
 use crate::vm::Kind;
 use cumulet_podlife::{Found, FoundContainer};
 use futures_util::future::join_all;
@@ -28,6 +28,8 @@ pub(super) struct FoundPod {
     pub(super) ips: Vec<String>,
     /// What it runs in, when its supervisor lives.
     pub(super) kind: Option<Kind>,
+    /// Its cgroup, when that is not the one of its uid.
+    pub(super) cgroup: Option<String>,
 }
 
 /// Looks at every pod's directory. Gives every pod of the API with what was found of it, and removes the rest.
@@ -62,10 +64,11 @@ pub(super) async fn survey(shared: &Arc<Shared>, pods: &[Arc<Pod>]) -> Vec<(Arc<
 
 async fn inspect(shared: &Shared, uid: &str) -> FoundPod {
     let dir = shared.dirs.pods().join(uid);
+    let sandbox = sandbox_of(&dir);
+    let cgroup = sandbox.as_ref().map(|s| s.cgroup.clone());
     if let Ok(supervisor) = Supervisor::connect(&dir).await {
         let mut events = supervisor.events();
         if let Some(Event::Snapshot { network, containers, .. }) = events.recv().await {
-            let sandbox = sandbox_of(&dir);
             // The process before this one ended between the supervisor's start and its network.
             let half_made = network.is_none() && sandbox.as_ref().is_some_and(|s| !s.host_network);
             if !half_made {
@@ -80,6 +83,7 @@ async fn inspect(shared: &Shared, uid: &str) -> FoundPod {
                     address,
                     ips,
                     kind: sandbox.map(|s| kind_of(&s)),
+                    cgroup,
                 };
             }
             if let Err(error) = supervisor.request(Request::Shutdown).await {
@@ -91,7 +95,7 @@ async fn inspect(shared: &Shared, uid: &str) -> FoundPod {
     let address = state.network.as_ref().and_then(address_of);
     // Of a dead supervisor's containers only those that had ended are known; the others died with it.
     let containers = containers_of(state.containers).into_iter().filter(|c| c.state.is_err()).collect();
-    FoundPod { found: Found::Dead { containers }, address, ..FoundPod::default() }
+    FoundPod { found: Found::Dead { containers }, address, cgroup, ..FoundPod::default() }
 }
 
 /// What the pod of a directory was made as.
@@ -100,9 +104,9 @@ fn sandbox_of(dir: &Path) -> Option<SandboxSpec> {
 }
 
 fn kind_of(sandbox: &SandboxSpec) -> Kind {
-    match sandbox.vm {
+    match &sandbox.vm {
         // What was booted keeps its overhead.
-        Some(_) => Kind::Machine { overhead: BTreeMap::new() },
+        Some(vm) => Kind::Machine { overhead: BTreeMap::new(), snapshot: vm.memory != VmMemory::Own },
         None => Kind::Container,
     }
 }
@@ -133,13 +137,14 @@ async fn discard(shared: &Arc<Shared>, uid: &str, found: FoundPod) {
         tracing::warn!(uid, %error, "the supervisor of a deleted pod did not shut down");
     }
     let (node, id, address) = (shared.clone(), uid.to_owned(), found.address);
+    let cgroup = found.cgroup.unwrap_or_else(|| format!("{}/pod{uid}", shared.config.cgroup));
     let removed = blocking(move || {
         let root = node.dirs.pods().join(&id);
         let dirs = PodDirs { logs: root.clone(), root };
         if let Some(address) = address {
             node.network.detach(address).map_err(|e| e.to_string())?;
         }
-        finish(&dirs.root, &format!("{}/pod{id}", node.config.cgroup)).map_err(|e| e.message)?;
+        finish(&dirs.root, &cgroup).map_err(|e| e.message)?;
         crate::volumes::unmount(&dirs).map_err(|e| e.to_string())?;
         remove_dir(&dirs.root).map_err(|e| e.to_string())
     });

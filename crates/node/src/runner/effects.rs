@@ -1,9 +1,9 @@
 //! Carrying out what `podlife` decided. Every effect runs on its own and reports back; none blocks the pod's task.
 
-use super::image;
 use super::sandbox::{self, blocking};
 use super::start::start_container;
 use super::task::PodContext;
+use super::{image, snapshot};
 use crate::supervisor::client::GONE;
 use crate::supervisor::proto::Request;
 use crate::{probes, volumes};
@@ -23,7 +23,7 @@ const RETRY_LONGEST: Duration = Duration::from_secs(10);
 pub(super) fn start(context: &Arc<PodContext>, effect: Effect) {
     let context = context.clone();
     match effect {
-        Effect::PublishStatus(status) => context.status.publish(*status),
+        Effect::PublishStatus(status) => snapshot::publish(&context, *status),
         Effect::RecordEvent { container, kind, reason, message } => {
             record(&context, container, kind, reason, &message)
         }
@@ -76,7 +76,20 @@ async fn prepare_volumes(context: Arc<PodContext>) {
     let objects = context.shared.inputs.collect(&pod).await;
     let (files, facts) = (context.clone(), context.facts());
     let machine = match context.kind().await {
-        Ok(kind) => kind.is_machine(),
+        Ok(kind) => {
+            if kind.is_snapshot() {
+                // The directory may be that of a standby. The pod's end ends the wait.
+                let placed = async {
+                    // The sender lives in `context`.
+                    let _ = context.placed.subscribe().wait_for(|placed| *placed).await;
+                    Ok(())
+                };
+                if let Err(message) = context.unless_deleted(placed).await {
+                    return context.report(Event::VolumesFailed { message });
+                }
+            }
+            kind.is_machine()
+        }
         Err(error) => return context.report(Event::VolumesFailed { message: error.to_string() }),
     };
     let prepared = blocking(move || {

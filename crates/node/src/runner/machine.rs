@@ -57,16 +57,21 @@ impl Parts {
         Ok(Self { host, root: root.await? })
     }
 
+    /// What was found on this machine.
+    pub(super) fn host(&self) -> &Host {
+        &self.host
+    }
+
     /// The machine with this address.
     pub(super) fn spec(
-        self,
+        &self,
         context: &PodContext,
         pod: &Pod,
         address: Ipv4Addr,
         overhead: &BTreeMap<String, Quantity>,
     ) -> VmSpec {
         let cpus = context.shared.machine.cpus;
-        vm_spec(pod, &self.host, self.root, address, &context.dirs, (overhead, cpus))
+        vm_spec(pod, &self.host, self.root.clone(), address, &context.dirs, (overhead, cpus))
     }
 }
 

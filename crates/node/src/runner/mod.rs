@@ -15,6 +15,8 @@ mod effects;
 mod image;
 mod machine;
 mod sandbox;
+mod snapshot;
+mod standby;
 mod start;
 mod status;
 mod task;
@@ -24,6 +26,7 @@ use crate::config::NodeConfig;
 use crate::dirs::NodeDirs;
 use crate::images::Images;
 use crate::inputs::{Inputs, References};
+use crate::snapshots::Templates;
 use crate::vm::Hosts;
 use adopt::FoundPod;
 use cumulet_cluster::events::EventRecorder;
@@ -52,8 +55,19 @@ pub(crate) struct Shared {
     pub(crate) dirs: NodeDirs,
     /// What virtual machines are made with.
     pub(crate) machines: Hosts,
+    pub(crate) templates: Templates,
+    /// Sandboxes that are being made.
+    pub(crate) starting: watch::Sender<usize>,
     pub(crate) runtime_classes: Api<RuntimeClass>,
     pub(crate) shutdown: CancellationToken,
+}
+
+impl Shared {
+    /// Waits until no sandbox is being made.
+    pub(super) async fn quiet(&self) {
+        // The sender lives in `self`.
+        let _ = self.starting.subscribe().wait_for(|count| *count == 0).await;
+    }
 }
 
 /// A pod's task, as the runner knows it.

@@ -1,6 +1,8 @@
 //! A pod's sandbox: supervisor, address, network; made, lost, destroyed.
 
+use super::Shared;
 use super::machine::{Parts, Seed};
+use super::snapshot::{self, Way};
 use super::task::PodContext;
 use crate::supervisor::client::{GONE, finish};
 use crate::supervisor::files::State;
@@ -12,8 +14,11 @@ use cumulet_net::Netns;
 use cumulet_podlife::{Ended, Event};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::time::Instant;
 use tokio::sync::mpsc;
 
 /// Makes the sandbox and reports what came of it.
@@ -26,6 +31,8 @@ pub(super) async fn create(context: Arc<PodContext>) {
             return context.report(Event::SandboxFailed { message: error.to_string(), permanent });
         }
     };
+    context.live().asked_at = Some(Instant::now());
+    let _starting = Starting::new(&context.shared);
     match make(&context, &pod, kind).await {
         Ok(ips) => context.report(Event::SandboxReady { ips }),
         Err(message) => {
@@ -35,15 +42,60 @@ pub(super) async fn create(context: Arc<PodContext>) {
     }
 }
 
+/// Counts a sandbox that is being made.
+struct Starting<'a>(&'a Shared);
+
+impl<'a> Starting<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        shared.starting.send_modify(|count| *count += 1);
+        Self(shared)
+    }
+}
+
+impl Drop for Starting<'_> {
+    fn drop(&mut self) {
+        self.0.starting.send_modify(|count| *count -= 1);
+    }
+}
+
+/// A machine that the pod is to be.
+pub(super) struct Ordered<'a> {
+    pub(super) parts: Parts,
+    pub(super) overhead: &'a BTreeMap<String, Quantity>,
+}
+
 async fn make(context: &Arc<PodContext>, pod: &Arc<Pod>, kind: &Kind) -> Result<Vec<String>, String> {
-    let shared = &context.shared;
-    let machine = match kind {
-        Kind::Container => None,
-        Kind::Machine { overhead } => {
-            let parts = Box::pin(Parts::collect(context, pod));
-            Some((context.unless_deleted(parts).await?, overhead))
-        }
+    let Kind::Machine { overhead, snapshot } = kind else {
+        return start(context, pod, None, &Way::Boot).await;
     };
+    let parts = Box::pin(Parts::collect(context, pod));
+    let ordered = Ordered { parts: context.unless_deleted(parts).await?, overhead };
+    let mut way = match snapshot {
+        true => Box::pin(context.unless_deleted(snapshot::way(context, pod, &ordered))).await?,
+        false => Way::Boot,
+    };
+    if let Way::Clone(clone) = &way {
+        match Box::pin(snapshot::start_clone(context, pod, &ordered, clone)).await {
+            Ok(ips) => return Ok(ips),
+            Err(message) if context.is_going() => return Err(message),
+            Err(message) => {
+                snapshot::unusable(context, clone, &message);
+                remove(context).await;
+                way = Way::Boot;
+            }
+        }
+    }
+    start(context, pod, Some(&ordered), &way).await
+}
+
+/// Makes the sandbox from nothing, or a clone in a new supervisor.
+pub(super) async fn start(
+    context: &Arc<PodContext>,
+    pod: &Arc<Pod>,
+    ordered: Option<&Ordered<'_>>,
+    way: &Way,
+) -> Result<Vec<String>, String> {
+    let shared = &context.shared;
     let host_network = pod.spec.as_ref().and_then(|s| s.host_network) == Some(true);
     let address = match host_network {
         true => None,
@@ -60,27 +112,17 @@ async fn make(context: &Arc<PodContext>, pod: &Arc<Pod>, kind: &Kind) -> Result<
     }
     let hostname = etc::Hostname::of(pod, &shared.config)?;
     let mut spec = sandbox_spec(context, pod, hostname.name.clone());
-    if let (Some((parts, overhead)), Some(address)) = (machine, address) {
-        spec.vm = Some(Box::new(parts.spec(context, pod, address, overhead)));
+    if let (Some(ordered), Some(address)) = (ordered, address) {
+        let mut vm = ordered.parts.spec(context, pod, address, ordered.overhead);
+        vm.memory = way.memory();
+        spec.vm = Some(Box::new(vm));
     }
     let in_machine = spec.vm.is_some();
     let seed = Seed::of(context, pod, spec.vm.as_deref(), address).await;
-    let (files, of, ip) = (context.clone(), pod.clone(), ips.first().cloned());
-    blocking(move || {
-        files.dirs.create().map_err(|e| format!("cannot make the pod's directories: {e}"))?;
-        etc::write(&files.dirs.etc(), &of, &hostname, ip.as_deref(), &files.shared.config)
-            .map_err(|e| format!("cannot write the pod's /etc files: {e}"))?;
-        match seed {
-            Some(seed) => seed.write(&files, &of, &hostname.name),
-            None if in_machine => Ok(()),
-            None => volumes::mount_memory(&of, &files.dirs),
-        }
-    })
-    .await?;
-    let supervisor = Supervisor::spawn(&shared.config.exe, &context.dirs.root, &spec, None)
-        .await
-        .map_err(|e| e.message)?;
-    let supervisor = Arc::new(supervisor);
+    blocking(files(context, pod, hostname, &ips, (in_machine, seed))).await?;
+    context.placed.send_replace(true);
+    let supervisor = Supervisor::spawn(&shared.config.exe, &context.dirs.root, &spec, way.file());
+    let supervisor = Arc::new(supervisor.await.map_err(|e| e.message)?);
     context.live().supervisor = Some(supervisor.clone());
     if let Some(address) = address {
         connect(context, &supervisor, address, in_machine).await?;
@@ -90,7 +132,28 @@ async fn make(context: &Arc<PodContext>, pod: &Arc<Pod>, kind: &Kind) -> Result<
     Ok(ips)
 }
 
-fn sandbox_spec(context: &PodContext, pod: &Pod, hostname: String) -> SandboxSpec {
+/// Writes the files that a pod has before its sandbox.
+pub(super) fn files(
+    context: &Arc<PodContext>,
+    pod: &Arc<Pod>,
+    hostname: etc::Hostname,
+    ips: &[String],
+    (in_machine, seed): (bool, Option<Seed>),
+) -> impl FnOnce() -> Result<(), String> + Send + 'static {
+    let (files, of, ip) = (context.clone(), pod.clone(), ips.first().cloned());
+    move || {
+        files.dirs.create().map_err(|e| format!("cannot make the pod's directories: {e}"))?;
+        etc::write(&files.dirs.etc(), &of, &hostname, ip.as_deref(), &files.shared.config)
+            .map_err(|e| format!("cannot write the pod's /etc files: {e}"))?;
+        match seed {
+            Some(seed) => seed.write(&files, &of, &hostname.name),
+            None if in_machine => Ok(()),
+            None => volumes::mount_memory(&of, &files.dirs),
+        }
+    }
+}
+
+pub(super) fn sandbox_spec(context: &PodContext, pod: &Pod, hostname: String) -> SandboxSpec {
     let config = &context.shared.config;
     let text = |value: &Option<String>| value.clone().unwrap_or_default();
     let spec = pod.spec.as_ref();
@@ -103,7 +166,7 @@ fn sandbox_spec(context: &PodContext, pod: &Pod, hostname: String) -> SandboxSpe
         host_network: spec.and_then(|s| s.host_network) == Some(true),
         host_ipc: spec.and_then(|s| s.host_ipc) == Some(true),
         sysctls: sysctls.into_iter().flatten().map(|s| (s.name.clone(), s.value.clone())).collect(),
-        cgroup: context.cgroup.clone(),
+        cgroup: context.cgroup(),
         log_dir: context.dirs.logs.display().to_string(),
         log_max_bytes: config.log_max_bytes,
         log_max_files: config.log_max_files,
@@ -157,7 +220,7 @@ pub(super) fn pump(
                     containers.into_iter().for_each(|(name, instance)| context.report(told(name, instance)));
                 }
                 proto::Event::Container { name, instance } => context.report(told(name, instance)),
-                proto::Event::Restored(_) => {}
+                proto::Event::Restored(restored) => snapshot::restored(&context, &restored),
             }
         }
         // A sandbox that was destroyed on purpose has taken its supervisor out before.
@@ -218,7 +281,7 @@ pub(super) async fn destroy(context: Arc<PodContext>) {
 }
 
 /// Kills what runs, and removes supervisor, cgroup and network. What fails is logged: the next process tries again.
-async fn remove(context: &Arc<PodContext>) {
+pub(super) async fn remove(context: &Arc<PodContext>) {
     let supervisor = context.live().supervisor.take();
     if let Some(supervisor) = supervisor {
         match supervisor.request(Request::Shutdown).await {
@@ -227,16 +290,18 @@ async fn remove(context: &Arc<PodContext>) {
             Err(error) => tracing::warn!(uid = context.uid, %error, "the supervisor did not shut down"),
         }
     }
+    snapshot::abandon(context);
     let (address, files) = (context.live().address.take(), context.clone());
     let removed = blocking(move || {
         if let Some(address) = address {
             files.shared.network.detach(address).map_err(|e| e.to_string())?;
             files.shared.network.addresses().release(address);
         }
-        finish(&files.dirs.root, &files.cgroup).map_err(|e| e.message)
+        finish(&files.dirs.root, &files.cgroup()).map_err(|e| e.message)
     });
-    if let Err(error) = removed.await {
-        tracing::warn!(uid = context.uid, error, "the sandbox left something behind");
+    match removed.await {
+        Ok(()) => context.live().cgroup = None,
+        Err(error) => tracing::warn!(uid = context.uid, error, "the sandbox left something behind"),
     }
 }
 

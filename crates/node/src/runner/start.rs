@@ -1,6 +1,7 @@
 //! Starting a container: everything it needs is resolved here, so that its order leaves nothing open.
 
 use super::image::on_disk;
+use super::snapshot;
 use super::task::{PodContext, container};
 use crate::convert::{Parts, container_spec};
 use crate::supervisor::client::GONE;
@@ -74,10 +75,12 @@ async fn order(context: &Arc<PodContext>, name: &str, attempt: u32) -> Result<Co
     };
     let environment = env::build(&pod, container, &image.env, &facts, &objects)
         .map_err(|error| config_error(error.to_string()))?;
+    let template = context.live().template.clone();
+    let identity = template.map(|template| snapshot::identity(context, &template, &objects));
     let guest = (machine && image.disk.is_none()).then(|| GuestParts {
         images: vec![disk_serial(&image.id)],
         mounts: vm::mounts(container, &environment),
-        identity: None,
+        identity,
     });
     let mounts = match machine {
         true => Vec::new(),
@@ -93,7 +96,7 @@ async fn order(context: &Arc<PodContext>, name: &str, attempt: u32) -> Result<Co
         environment: &environment,
         mounts,
         dirs: &context.dirs,
-        cgroup: &context.cgroup,
+        cgroup: &context.cgroup(),
         supervisor_pid: context.supervisor().map_or(0, |s| s.pid()),
         node_memory_bytes: facts.node_memory_bytes,
     })

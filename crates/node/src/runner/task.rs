@@ -4,6 +4,7 @@
 //! decided and reports back through the mailbox. The timer is the one deadline that the state machine asked for last.
 
 use super::adopt::FoundPod;
+use super::snapshot::Gate;
 use super::status::StatusWriter;
 use super::{Shared, effects, sandbox};
 use crate::dirs::PodDirs;
@@ -21,7 +22,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{Notify, OnceCell, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -30,7 +31,6 @@ pub(crate) struct PodContext {
     pub(crate) shared: Arc<Shared>,
     pub(crate) uid: String,
     pub(crate) dirs: PodDirs,
-    pub(crate) cgroup: String,
     pub(crate) status: StatusWriter,
     events: mpsc::UnboundedSender<Event>,
     pod: ArcSwap<Pod>,
@@ -38,6 +38,10 @@ pub(crate) struct PodContext {
     kind: OnceCell<Kind>,
     /// Told when an image has come, or the volumes are prepared.
     pub(crate) news: Notify,
+    /// Holds back that the pod is ready while it becomes a template.
+    pub(super) gate: Gate,
+    /// The pod's directory is there, and is going to be the pod's.
+    pub(super) placed: watch::Sender<bool>,
     /// Cancelled when the pod is being deleted, or gone from the API.
     going: CancellationToken,
 }
@@ -52,6 +56,12 @@ pub(crate) struct Live {
     pub(crate) images: HashMap<String, ResolvedImage>,
     /// Containers whose image was not there when it was last looked for.
     pub(crate) missing: BTreeSet<String>,
+    /// The cgroup, when it is not the one of the pod's uid.
+    pub(crate) cgroup: Option<String>,
+    /// The template that its machine was started from, while it has not taken on its identity.
+    pub(crate) template: Option<String>,
+    /// When the sandbox was asked for.
+    pub(crate) asked_at: Option<Instant>,
 }
 
 impl PodContext {
@@ -68,11 +78,14 @@ impl PodContext {
             supervisor: found.supervisor.clone(),
             address: found.address,
             ips: found.ips.clone(),
+            cgroup: found.cgroup.clone(),
             ..Live::default()
         };
+        let dirs = shared.dirs.pod(&namespace, &name, &uid)?;
         Ok(Self {
-            dirs: shared.dirs.pod(&namespace, &name, &uid)?,
-            cgroup: format!("{}/pod{uid}", shared.config.cgroup),
+            placed: watch::Sender::new(dirs.root.exists()),
+            dirs,
+            gate: Gate::default(),
             status: StatusWriter::new(shared.pods.clone(), &namespace, &name, &uid),
             shared,
             uid,
@@ -101,6 +114,17 @@ impl PodContext {
             result = work => result,
             () = self.going.cancelled() => Err("the pod is being deleted".to_owned()),
         }
+    }
+
+    /// The pod's cgroup.
+    pub(crate) fn cgroup(&self) -> String {
+        let own = self.live().cgroup.clone();
+        own.unwrap_or_else(|| format!("{}/pod{}", self.shared.config.cgroup, self.uid))
+    }
+
+    /// True when the pod is being deleted, or gone from the API.
+    pub(super) fn is_going(&self) -> bool {
+        self.going.is_cancelled()
     }
 
     /// The object, as last seen.

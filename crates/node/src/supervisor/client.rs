@@ -125,6 +125,11 @@ impl Supervisor {
         self.dir.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// The directory has got another name.
+    pub(crate) fn moved(&self, dir: &Path) {
+        *self.dir.lock().unwrap_or_else(PoisonError::into_inner) = dir.to_owned();
+    }
+
     /// The events, first of all an [`Event::Snapshot`]. The channel closes when the supervisor is gone. It can be
     /// taken once; a second call gets a closed channel.
     pub fn events(&self) -> mpsc::Receiver<Event> {

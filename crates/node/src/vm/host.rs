@@ -3,8 +3,10 @@
 
 use crate::config::NodeConfig;
 use crate::images::ResolvedImage;
+use crate::snapshots;
 use crate::supervisor::proto::VmImage;
 use cumulet_guest_proto::host::HostLink;
+use cumulet_snapshot_format::Compatibility;
 use cumulet_vmm::kvm::{self, Probe};
 use cumulet_vmm::{Kernel, Qemu, initramfs, rootfs};
 use std::fs;
@@ -30,6 +32,8 @@ const NO_GROUP: u32 = 65534;
 pub(crate) struct Host {
     pub(crate) qemu: Qemu,
     pub(crate) kernel: PathBuf,
+    /// The kernel's release and the beginning of its digest.
+    pub(crate) kernel_name: String,
     pub(crate) initramfs: PathBuf,
     /// Why the processor's virtualization is not used; `None` when it is.
     pub(crate) emulation: Option<String>,
@@ -104,22 +108,32 @@ impl Hosts {
             Ok(verdict) => (!verdict.usable).then(|| verdict.reason.lines().collect::<Vec<_>>().join("; ")),
             Err(error) => Some(text(&error)),
         };
-        Ok(Arc::new(Host {
+        let found = Host {
             qemu,
             kernel: kernel.image(),
+            kernel_name: format!("{} {}", kernel.release(), kernel.digest().get(..12).unwrap_or_default()),
             initramfs,
             emulation,
             rootfs: self.state_dir.join("rootfs"),
-        }))
+        };
+        // For the commands that look at snapshots; they say that they do not know when it is missing.
+        if let Err(error) = snapshots::publish_offer(&self.state_dir, &found.offer()) {
+            tracing::warn!(error, "what this machine offers to snapshots is not written down");
+        }
+        Ok(Arc::new(found))
     }
 }
 
 impl Host {
+    /// What this machine offers to snapshots.
+    pub(crate) fn offer(&self) -> Compatibility {
+        snapshots::offer(&self.qemu, self.emulation.is_none(), &self.kernel_name, &self.initramfs)
+    }
+
     /// The user and group of the monitor of the pod with this address: one of its own, so that monitors cannot touch
     /// each other.
     pub(crate) fn user(&self, address: std::net::Ipv4Addr) -> (u32, u32) {
-        let uid = FIRST_USER + (u32::from(address) & 0x00ff_ffff);
-        (uid, group(self.emulation.is_none()))
+        (user(address), group(self.emulation.is_none()))
     }
 
     /// The image as a disk; made when it is wanted for the first time, which takes as long as reading it. Blocks.
@@ -127,6 +141,11 @@ impl Host {
         let path = rootfs::build(&self.rootfs, &image.id, &image.layers).map_err(|e| text(&e))?;
         Ok(VmImage { serial: rootfs::serial(&image.id), path })
     }
+}
+
+/// The user of the monitor of the machine with this address.
+pub(crate) fn user(address: std::net::Ipv4Addr) -> u32 {
+    FIRST_USER + (u32::from(address) & 0x00ff_ffff)
 }
 
 /// The group that may use KVM.

@@ -11,7 +11,7 @@ pub(crate) mod disk;
 mod host;
 mod spec;
 
-pub(crate) use host::{Host, Hosts, text};
+pub(crate) use host::{Host, Hosts, text, user};
 pub(crate) use spec::{Root, mounts, vm_spec};
 
 use cumulet_cluster::Api;
@@ -22,6 +22,8 @@ use std::collections::BTreeMap;
 
 /// Handler of RuntimeClasses for virtual machines that boot.
 const VM: &str = "vm";
+/// Handler of those for virtual machines that start from a template.
+const VM_SNAPSHOT: &str = "vm-snapshot";
 
 /// What a pod runs in.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,6 +34,8 @@ pub(crate) enum Kind {
     Machine {
         /// Resources of the machine beside those of its containers.
         overhead: BTreeMap<String, Quantity>,
+        /// It starts from a template, or becomes one.
+        snapshot: bool,
     },
 }
 
@@ -64,13 +68,16 @@ impl Kind {
     }
 
     fn by_class(pod: &Pod, class: &RuntimeClass) -> Result<Self, KindError> {
-        if class.handler != VM {
-            return Err(KindError::Never(format!(
-                "no runtime for \"{}\" is configured: this version has the handler \"{VM}\", and containers without \
-                 a runtimeClassName",
-                class.handler
-            )));
-        }
+        let snapshot = match class.handler.as_str() {
+            VM => false,
+            VM_SNAPSHOT => true,
+            other => {
+                return Err(KindError::Never(format!(
+                    "no runtime for \"{other}\" is configured: this version has the handlers \"{VM}\" and \
+                     \"{VM_SNAPSHOT}\", and containers without a runtimeClassName",
+                )));
+            }
+        };
         let spec = pod.spec.clone().unwrap_or_default();
         let shared =
             [(spec.host_network, "hostNetwork"), (spec.host_pid, "hostPID"), (spec.host_ipc, "hostIPC")];
@@ -78,7 +85,12 @@ impl Kind {
             return Err(KindError::Never(format!("{field} cannot be had in a virtual machine")));
         }
         let fixed = class.overhead.as_ref().and_then(|overhead| overhead.pod_fixed.clone());
-        Ok(Self::Machine { overhead: spec.overhead.or(fixed).unwrap_or_default() })
+        Ok(Self::Machine { overhead: spec.overhead.or(fixed).unwrap_or_default(), snapshot })
+    }
+
+    /// True for a virtual machine that starts from a template or becomes one.
+    pub(crate) fn is_snapshot(&self) -> bool {
+        matches!(self, Self::Machine { snapshot: true, .. })
     }
 
     /// True for a virtual machine.
@@ -98,7 +110,7 @@ mod tests {
             let pod: Pod = serde_json::from_value(json!({"spec": spec})).unwrap();
             let class: RuntimeClass = serde_json::from_value(class).unwrap();
             match (Kind::by_class(&pod, &class), expected) {
-                (Ok(Kind::Machine { overhead }), Ok(n)) => assert_eq!(overhead.len(), n),
+                (Ok(Kind::Machine { overhead, .. }), Ok(n)) => assert_eq!(overhead.len(), n),
                 (Err(KindError::Never(message)), Err(text)) => assert!(message.contains(text), "{message}"),
                 (got, _) => panic!("{got:?}"),
             }

@@ -36,6 +36,7 @@ struct Size {
 }
 
 /// What a machine starts from.
+#[derive(Clone)]
 pub(crate) enum Root {
     /// Our kernel and agent, with the images of its containers.
     Images(Vec<VmImage>),

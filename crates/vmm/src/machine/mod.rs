@@ -20,7 +20,7 @@ pub mod state;
 
 pub use process::ProcessUsage;
 pub(crate) use process::keep_open;
-pub use snapshot::{MemoryCopy, sealed_memory};
+pub use snapshot::{MemoryCopy, seal_memory, sealed_memory, template_memory};
 
 use crate::error::system;
 use crate::qmp::{Balloon, BlockCounters, BlockStats, Qmp};

@@ -14,7 +14,7 @@ use crate::Error;
 use crate::error::system;
 use crate::qmp::MigrationStatus;
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::{Whence, lseek};
 use serde_json::{Value, json};
@@ -114,14 +114,75 @@ impl Machine {
 /// # Errors
 /// There is not enough memory, or the file cannot be read.
 pub fn sealed_memory(from: &File) -> Result<(File, MemoryCopy), Error> {
+    let memory = template_memory(0)?;
+    let copy = copy_sparse(from, &memory)?;
+    seal(&memory)?;
+    Ok((memory, copy))
+}
+
+/// Memory that can be a machine's ([`super::spec::Memory::Shared`]) and then, sealed, a template's.
+///
+/// # Errors
+/// The system's refusal.
+pub fn template_memory(size_bytes: u64) -> Result<File, Error> {
     let memory = memfd_create(c"template-memory", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)
         .map_err(system("make the template's memory"))?;
     let memory = File::from(memory);
-    let copy = copy_sparse(from, &memory)?;
+    memory.set_len(size_bytes).map_err(system("size the template's memory"))?;
+    Ok(memory)
+}
+
+/// Makes that memory what it is for good: nobody can write it any more. Pages of zeroes are given back first. Blocks for
+/// as long as reading the memory takes; how many bytes are left.
+///
+/// # Errors
+/// Somebody still has it mapped for writing.
+pub fn seal_memory(memory: &File) -> Result<MemoryCopy, Error> {
+    let size = memory.metadata().map_err(system("look at the memory"))?.len();
+    let mut left = MemoryCopy { size_bytes: size, data_bytes: 0 };
+    let mut buffer = vec![0; CHUNK];
+    let mut at = 0;
+    while let Some((start, end)) = next_data(memory, at, size)? {
+        at = start;
+        while at < end {
+            let length = CHUNK.min(usize::try_from(end - at).unwrap_or(CHUNK));
+            let chunk = &mut buffer[..length];
+            memory.read_exact_at(chunk, at).map_err(system("read the memory"))?;
+            left.data_bytes += punch_zeroes(memory, chunk, at)?;
+            at += length as u64;
+        }
+    }
+    seal(memory)?;
+    Ok(left)
+}
+
+/// Makes holes where a chunk has pages of zeroes; how many bytes have others.
+fn punch_zeroes(memory: &File, chunk: &[u8], at: u64) -> Result<u64, Error> {
+    let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    let mut run = 0;
+    let mut zeroes = 0;
+    let pages: Vec<bool> = chunk.chunks(PAGE).map(is_zero).collect();
+    for (n, zero) in pages.iter().copied().chain([false]).enumerate() {
+        if zero {
+            run += PAGE;
+            continue;
+        }
+        if run > 0 {
+            let start = at + (n * PAGE - run) as u64;
+            let (start, length) = (start.cast_signed(), (run as u64).cast_signed());
+            fallocate(memory, flags, start, length).map_err(system("give pages back"))?;
+            zeroes += run;
+        }
+        run = 0;
+    }
+    Ok(chunk.len().saturating_sub(zeroes) as u64)
+}
+
+fn seal(memory: &File) -> Result<(), Error> {
     let seals =
         SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
-    fcntl(&memory, FcntlArg::F_ADD_SEALS(seals)).map_err(system("seal the template's memory"))?;
-    Ok((memory, copy))
+    fcntl(memory, FcntlArg::F_ADD_SEALS(seals)).map_err(system("seal the template's memory"))?;
+    Ok(())
 }
 
 /// Copies what is in a file, leaving holes where there are holes or zeroes.
@@ -207,6 +268,20 @@ mod tests {
         let punch = nix::fcntl::FallocateFlags::FALLOC_FL_PUNCH_HOLE
             | nix::fcntl::FallocateFlags::FALLOC_FL_KEEP_SIZE;
         assert!(nix::fcntl::fallocate(&memory, punch, 8192, 4096).is_err());
+        let mut text = [0; 8];
+        memory.read_exact_at(&mut text, 8192).unwrap();
+        assert_eq!(&text, b"template");
+    }
+
+    #[test]
+    fn sealed_in_place() {
+        let memory = template_memory(1 << 20).unwrap();
+        memory.write_all_at(&[0; 65536], 0).unwrap();
+        memory.write_all_at(b"template", 8192).unwrap();
+        let left = seal_memory(&memory).unwrap();
+        assert_eq!(left, MemoryCopy { size_bytes: 1 << 20, data_bytes: PAGE as u64 });
+        assert_eq!(memory.metadata().unwrap().blocks() * 512, PAGE as u64);
+        assert!(memory.write_all_at(b"x", 0).is_err());
         let mut text = [0; 8];
         memory.read_exact_at(&mut text, 8192).unwrap();
         assert_eq!(&text, b"template");

@@ -18,6 +18,8 @@ use crate::supervisor::proto::{
     TemplateNotes,
 };
 use crate::supervisor::record::{new_id, now_us};
+use cumulet_container::Resources;
+use cumulet_container::cgroup::Cgroup;
 use cumulet_guest_proto::identity::{Identity, IdentityReport};
 use cumulet_guest_proto::message::{self, Request, Snapshot};
 use cumulet_guest_proto::spec::{File, FileTree};
@@ -32,6 +34,9 @@ use tokio::time::timeout;
 pub(super) const IDENTITY_FAILED: &str = "IdentityFailed";
 /// How long taking on an identity may last without its hook. Some tens of milliseconds on a machine at rest.
 const IDENTITY: Duration = Duration::from_secs(10);
+
+/// The share of the processors that a cgroup begins with, in the units of version 1.
+const SHARES: u64 = 1024;
 
 /// A clone, until all containers of its template were ordered.
 pub(super) struct Clone {
@@ -222,6 +227,11 @@ impl Machine {
         let Some(vm) = sandbox.vm.take() else {
             return refuse("Conflict", "the pod is not a virtual machine");
         };
+        let limits = Resources { cpu_shares: vm.limits.cpu_shares.or(Some(SHARES)), ..vm.limits.clone() };
+        let limited = Cgroup::new(&sandbox.cgroup).and_then(|cgroup| cgroup.limit(&limits));
+        if let Err(error) = limited {
+            return refuse("CgroupError", error);
+        }
         self.vm.replace(Rc::new(*vm));
         self.record.set_sandbox(sandbox);
         self.record.set_network(network);

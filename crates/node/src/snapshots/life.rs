@@ -1,0 +1,160 @@
+//! The life of a template, as a state machine: who may build it, who waits, who starts from it, who boots instead.
+//!
+//! ```text
+//!            ask: build            built
+//!   Absent ─────────────► Building ───────► Ready ──(removed, evicted)──► Absent
+//!     ▲  ▲                   │ failed         │ does not restore
+//!     │  └── time is up ── Broken ◄───────────┘
+//!     └── the builder's pod is gone ── Building
+//! ```
+//!
+//! Pure: what time it is comes with the question.
+
+use std::time::{Duration, Instant};
+
+/// First pause after a failure before a template is built again; it doubles.
+const RETRY_FIRST: Duration = Duration::from_secs(30);
+/// Longest such pause.
+const RETRY_LONGEST: Duration = Duration::from_secs(3600);
+
+/// Where a template is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Life {
+    /// Nobody has built it.
+    Absent {
+        /// Failures in a row.
+        failures: u32,
+    },
+    /// A pod boots and is going to be it.
+    Building {
+        /// Uid of the pod.
+        builder: String,
+        failures: u32,
+    },
+    /// Pods start from it.
+    Ready,
+    /// It could not be built, or does not restore.
+    Broken { reason: String, until: Instant, failures: u32 },
+}
+
+/// What a pod that wants to start from the template does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// Boot, and become the template.
+    Build,
+    /// Wait for the pod with this uid, which is building it.
+    Wait(String),
+    /// Start from it.
+    Use,
+    /// Boot, for this reason.
+    Boot(String),
+}
+
+impl Life {
+    pub(super) fn new() -> Self {
+        Self::Absent { failures: 0 }
+    }
+
+    /// A pod asks how to start.
+    pub(super) fn ask(&mut self, uid: &str, now: Instant) -> Answer {
+        match self {
+            Self::Ready => Answer::Use,
+            Self::Building { builder, .. } if builder != uid => Answer::Wait(builder.clone()),
+            Self::Broken { reason, until, .. } if now < *until => Answer::Boot(reason.clone()),
+            Self::Absent { failures } | Self::Building { failures, .. } | Self::Broken { failures, .. } => {
+                *self = Self::Building { builder: uid.to_owned(), failures: *failures };
+                Answer::Build
+            }
+        }
+    }
+
+    /// The builder has built it. False when somebody else is building by now.
+    pub(super) fn built(&mut self, uid: &str) -> bool {
+        let ours = matches!(self, Self::Building { builder, .. } if builder == uid);
+        if ours {
+            *self = Self::Ready;
+        }
+        ours
+    }
+
+    /// The builder's pod has gone without a result, which is nobody's failure.
+    pub(super) fn abandoned(&mut self, uid: &str) {
+        if let Self::Building { builder, failures } = self
+            && builder == uid
+        {
+            *self = Self::Absent { failures: *failures };
+        }
+    }
+
+    /// It could not be built, or cannot be started from.
+    pub(super) fn failed(&mut self, reason: String, now: Instant) {
+        let before = match self {
+            Self::Absent { failures } | Self::Building { failures, .. } | Self::Broken { failures, .. } => {
+                *failures
+            }
+            Self::Ready => 0,
+        };
+        let pause = RETRY_FIRST.saturating_mul(1 << before.min(16)).min(RETRY_LONGEST);
+        *self = Self::Broken { reason, until: now + pause, failures: before + 1 };
+    }
+
+    /// It lies on the disk. Whoever is building it goes on; what he makes is the same.
+    pub(super) fn found(&mut self) {
+        if !matches!(self, Self::Building { .. }) {
+            *self = Self::Ready;
+        }
+    }
+
+    /// It is not there any more.
+    pub(super) fn removed(&mut self) {
+        if *self == Self::Ready {
+            *self = Self::new();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_builds_and_the_others_wait() {
+        let now = Instant::now();
+        let mut life = Life::new();
+        assert_eq!(life.ask("a", now), Answer::Build);
+        assert_eq!(life.ask("b", now), Answer::Wait("a".into()));
+        // Its sandbox was lost and is made again.
+        assert_eq!(life.ask("a", now), Answer::Build);
+        life.abandoned("b");
+        assert_eq!(life.ask("c", now), Answer::Wait("a".into()));
+        life.abandoned("a");
+        assert_eq!(life.ask("b", now), Answer::Build);
+        assert!(!life.built("a") && life.built("b"));
+        assert_eq!(life.ask("a", now), Answer::Use);
+        life.removed();
+        assert_eq!(life.ask("a", now), Answer::Build);
+        life.found();
+        assert_eq!(life.ask("b", now), Answer::Wait("a".into()));
+        life.abandoned("a");
+        life.found();
+        assert_eq!(life.ask("b", now), Answer::Use);
+    }
+
+    #[test]
+    fn failures_mean_booting_for_longer_and_longer() {
+        let mut now = Instant::now();
+        let mut life = Life::new();
+        for (failures, pause) in [(1, 30), (2, 60), (3, 120)] {
+            assert_eq!(life.ask("a", now), Answer::Build);
+            life.failed("why".into(), now);
+            assert!(matches!(&life, Life::Broken { failures: n, .. } if *n == failures));
+            now += Duration::from_secs(pause - 1);
+            assert_eq!(life.ask("b", now), Answer::Boot("why".into()));
+            now += Duration::from_secs(1);
+        }
+        for _ in 0..40 {
+            life.failed("why".into(), now);
+        }
+        assert_eq!(life.ask("b", now + RETRY_LONGEST), Answer::Build);
+    }
+}
