@@ -261,6 +261,20 @@ pub enum Snapshot {
         #[arg(value_name = "KEY")]
         keys: Vec<String>,
     },
+    /// Send a template to a registry, as an OCI artifact.
+    Push {
+        /// The template.
+        key: String,
+        /// The name to push it under, such as 127.0.0.1:5000/petclinic:warm.
+        #[arg(value_name = "REF")]
+        name: String,
+    },
+    /// Fetch a template from a registry, and say whether it fits this machine.
+    Pull {
+        /// The name, such as 127.0.0.1:5000/petclinic:warm.
+        #[arg(value_name = "REF")]
+        name: String,
+    },
 }
 
 /// Options of `snapshot prune`.

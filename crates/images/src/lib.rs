@@ -16,6 +16,7 @@
 //! Calls of the store block; asynchronous callers use a blocking thread. The registry's two sides ([`Client`],
 //! [`Endpoint`]) are asynchronous. Absent on purpose: Kubernetes' vocabulary, mounting, listening.
 
+mod artifact;
 mod build;
 mod content;
 mod digest;
@@ -36,6 +37,7 @@ mod tarball;
 mod unpack;
 mod verify;
 
+pub use artifact::{Artifact, ArtifactLayer, ArtifactWriter};
 pub use build::{
     BuildOptions, BuildSandbox, BuiltImage, Event, Outcome, Report, SandboxError, SandboxJob, Step, Tools,
 };
@@ -47,6 +49,7 @@ pub use load::LoadedImage;
 pub use oci::ImageConfig;
 pub use reference::Reference;
 pub use refs::Origin;
+pub use registry::client::artifact::Accept;
 pub use registry::client::config::RegistriesConfig;
 pub use registry::client::error::RegistryError;
 pub use registry::client::keyring::Keyring;

@@ -156,6 +156,12 @@ pub enum Error {
         /// The part.
         part: Part,
     },
+    /// A template from elsewhere is not what it should be.
+    #[error("the template from elsewhere cannot be used: {reason}")]
+    Packed {
+        /// What is wrong.
+        reason: String,
+    },
     /// Memory was to be loaded into a file that has contents.
     #[error("memory of template {key} can only be loaded into an empty file, this one has {bytes} bytes")]
     NotEmpty {
@@ -178,6 +184,7 @@ impl Error {
             | Self::OtherKey { .. }
             | Self::Json { .. }
             | Self::TooLarge { .. }
+            | Self::Packed { .. }
             | Self::Unaligned { .. } => true,
             Self::Io { .. } | Self::NotFound { .. } | Self::Unfinished { .. } | Self::NotEmpty { .. } => {
                 false

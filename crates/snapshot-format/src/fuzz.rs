@@ -1,7 +1,7 @@
-//! What the fuzz target does with its bytes: they are a whole `template` file.
+//! What the fuzz targets do with their bytes: they are a whole `template` file, or what a registry gives.
 
 use crate::envelope::{PRELUDE_BYTES, Prelude, check_part, encode, file_bytes, seal, table_bytes};
-use crate::{Error, Part};
+use crate::{Config, Description, Error, Header, Key, Pages, Part, Unpacker};
 use std::path::Path;
 
 /// Decodes header, table and state, with the header's checksum as it is and as it should be: no fuzzer finds that one.
@@ -29,4 +29,36 @@ fn decode(data: &[u8]) -> Result<(), Error> {
     assert!(file_bytes(&prelude, &header) >= data.len() as u64 - state.len() as u64);
     check_part(table, &sums.table, Part::Table, path)?;
     check_part(state, &sums.state, Part::State, path)
+}
+
+/// The bytes are a configuration, and a part of a memory before it is compressed. Nothing is written beyond the memory,
+/// no more than was said at first, and nothing becomes a template whose checksums are others.
+pub fn packed(data: &[u8]) {
+    if let Ok(config) = Config::parse(data) {
+        let text = serde_json::to_vec(&config).unwrap_or_default();
+        assert_eq!(Config::parse(&text).ok(), Some(config));
+    }
+    let dir = std::env::temp_dir().join(format!("cumulet-fuzz-packed-{}", std::process::id()));
+    let header = Header {
+        key: Key([1; 32]),
+        memory_bytes: (1 << 20) + 8192,
+        state_bytes: 0,
+        pages: Pages { nonzero_bytes: 16_384 },
+        description: Description::default(),
+    };
+    let [memory_digest, state_digest] = [const { String::new() }; 2];
+    let config = Config {
+        part_bytes: crate::pack::part_bytes(header.memory_bytes),
+        header,
+        memory_digest,
+        state_digest,
+    };
+    let (Ok(mut unpacker), Ok(part)) = (Unpacker::begin(&dir, config), zstd::bulk::compress(data, 1)) else {
+        return;
+    };
+    if unpacker.part(0, &part[..]).is_ok() {
+        assert!(unpacker.state(&part[..]).is_err(), "it is not empty");
+        assert!(unpacker.finish().is_err(), "its checksums are no checksums");
+    }
+    assert!(crate::list(&dir).is_ok_and(|all| all.is_empty()));
 }

@@ -21,6 +21,7 @@
 //!   holds the whole template together.
 //! - Nothing is allocated on the word of a length before it was compared with a cap, and nothing is given out before its
 //!   checksum was: [`Template::load_memory`] verifies a chunk before it writes it.
+//! - For registries a template is taken apart, see [`Template::pack`], and put together again, see [`Unpacker`].
 //! - An open [`Template`] has its files open: whoever removes it from the directory takes nothing from who uses it.
 //!
 //! Checksums are SHA-256: processors have instructions for it, and it is in the tree; a shorter sum would not be quicker
@@ -40,9 +41,11 @@ pub mod fuzz;
 mod header;
 mod key;
 mod memory;
+mod pack;
 mod template;
 #[cfg(test)]
 mod tests;
+mod unpack;
 mod writer;
 
 pub use compatibility::{Compatibility, Difference, Mismatch};
@@ -50,7 +53,9 @@ pub use directory::{Listed, Usage, clean, evict, list, remove};
 pub use error::{Error, Part};
 pub use header::{Description, Header, Pages};
 pub use key::{Key, KeyError};
+pub use pack::{Config, Packed};
 pub use template::Template;
+pub use unpack::Unpacker;
 pub use writer::Writer;
 
 /// Version of the format, which other versions of the program may not read.

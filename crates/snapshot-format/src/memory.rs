@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 const PAGES: usize = CHUNK_BYTES / PAGE_BYTES;
-const BITMAP_BYTES: usize = PAGES / 8;
+pub(crate) const BITMAP_BYTES: usize = PAGES / 8;
 /// What stands in the table for a chunk without data. No SHA-256 is known to be that.
 const EMPTY: Sum = [0; SUM_BYTES];
 /// More threads than this wait for memory, not for the processor.
@@ -42,11 +42,8 @@ pub(crate) struct Pass {
 pub(crate) fn pass(from: Source<'_>, to: Option<Source<'_>>, table: Option<&[u8]>) -> Result<Pass, Error> {
     let visit = |index: u64, chunk: &Chunk| {
         let sum = chunk.sum();
-        if let Some(table) = table
-            && table.get(index as usize * SUM_BYTES..).and_then(|rest| rest.first_chunk()) != Some(&sum)
-        {
-            let offset = index * CHUNK_BYTES as u64;
-            return Err(Error::Chunk { path: from.path.to_owned(), chunk: index, offset });
+        if let Some(table) = table {
+            check(&sum, index, table, from.path)?;
         }
         if let Some(to) = to {
             chunk.write(to)?;
@@ -58,6 +55,26 @@ pub(crate) fn pass(from: Source<'_>, to: Option<Source<'_>>, table: Option<&[u8]
         table: found.iter().flat_map(|(_, (sum, _))| *sum).collect(),
         nonzero_bytes: found.iter().map(|(_, (_, bytes))| bytes).sum(),
     })
+}
+
+/// Refuses a chunk that is not what the table says.
+fn check(sum: &Sum, index: u64, table: &[u8], path: &Path) -> Result<(), Error> {
+    match sum_in(table, index) == Some(sum) {
+        true => Ok(()),
+        false => {
+            let offset = index * CHUNK_BYTES as u64;
+            Err(Error::Chunk { path: path.to_owned(), chunk: index, offset })
+        }
+    }
+}
+
+fn sum_in(table: &[u8], index: u64) -> Option<&Sum> {
+    table.get(usize::try_from(index).ok()?.checked_mul(SUM_BYTES)?..)?.first_chunk()
+}
+
+/// Whether a chunk has data by the table.
+pub(crate) fn has_data(table: &[u8], index: u64) -> bool {
+    sum_in(table, index).is_some_and(|sum| *sum != EMPTY)
 }
 
 /// Checksum of a chunk, and what of it is not zero in bytes.
@@ -109,19 +126,19 @@ fn each_chunk(
 }
 
 /// A chunk that was read. Bytes of pages that the bitmap does not name are of no meaning.
-struct Chunk {
+pub(crate) struct Chunk {
     bytes: Vec<u8>,
     bitmap: [u8; BITMAP_BYTES],
     offset: u64,
 }
 
 impl Chunk {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { bytes: vec![0; CHUNK_BYTES], bitmap: [0; BITMAP_BYTES], offset: 0 }
     }
 
     /// Reads what of a chunk is not a hole, and finds the pages that are not zero.
-    fn read(&mut self, from: Source<'_>, index: u64) -> Result<(), Error> {
+    pub(crate) fn read(&mut self, from: Source<'_>, index: u64) -> Result<(), Error> {
         self.offset = index * CHUNK_BYTES as u64;
         self.bitmap = [0; BITMAP_BYTES];
         let end = from.bytes.min(self.offset + CHUNK_BYTES as u64);
@@ -141,6 +158,18 @@ impl Chunk {
             at = self.offset + (last * PAGE_BYTES) as u64;
         }
         Ok(())
+    }
+
+    /// Reads a chunk and refuses it when it is not what the table says.
+    pub(crate) fn read_checked(&mut self, from: Source<'_>, index: u64, table: &[u8]) -> Result<(), Error> {
+        self.read(from, index)?;
+        check(&self.sum(), index, table, from.path)
+    }
+
+    /// Adds the bitmap of pages that are not zero, and those pages.
+    pub(crate) fn pack(&self, to: &mut Vec<u8>) {
+        to.extend(self.bitmap);
+        self.runs().for_each(|run| to.extend(&self.bytes[run]));
     }
 
     fn has(&self, page: usize) -> bool {

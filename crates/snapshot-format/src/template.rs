@@ -145,9 +145,18 @@ impl Template {
         directory::remove(&self.dir, &self.header.key)
     }
 
+    /// The checksums of the memory's chunks, verified.
+    pub(crate) fn table(&self) -> Result<Vec<u8>, Error> {
+        self.part(self.table_at, envelope::table_bytes(&self.header), &self.sums.table, Part::Table)
+    }
+
+    /// SHA-256 of the devices' state.
+    pub(crate) fn state_sum(&self) -> [u8; 32] {
+        self.sums.state
+    }
+
     fn pass(&self, to: Option<Source<'_>>) -> Result<u64, Error> {
-        let table =
-            self.part(self.table_at, envelope::table_bytes(&self.header), &self.sums.table, Part::Table)?;
+        let table = self.table()?;
         let path = self.path().join(MEMORY);
         let from = Source { file: &self.memory, bytes: self.header.memory_bytes, path: &path };
         Ok(pass(from, to, Some(&table))?.nonzero_bytes)

@@ -338,3 +338,87 @@ fn only_what_the_dead_left_is_cleaned() {
     assert_eq!(list(dir).unwrap().len(), 2);
     assert_eq!(clean(&dir.join("nowhere")).unwrap(), 0);
 }
+
+/// Parts of a memory, and where they belong.
+type Parts = Vec<(u64, Vec<u8>)>;
+
+fn unpack(dir: &Path, config: &Config, state: &[u8], parts: &Parts) -> Result<Template, Error> {
+    let config = Config::parse(&serde_json::to_vec(config).unwrap())?;
+    let mut unpacker = Unpacker::begin(dir, config)?;
+    for (offset, part) in parts {
+        unpacker.part(*offset, &part[..])?;
+    }
+    unpacker.state(state)?;
+    unpacker.finish()
+}
+
+#[test]
+fn taken_apart_and_put_together() {
+    let temp = tempfile::tempdir().unwrap();
+    let template = make(&temp.path().join("from"), key(), 70);
+    let packed = template.pack().unwrap();
+    let (config, state) = (packed.config(), packed.state().unwrap());
+    let read = |offset: u64| {
+        let mut bytes = Vec::new();
+        std::io::Read::read_to_end(&mut packed.part(offset).unwrap(), &mut bytes).unwrap();
+        (offset, bytes)
+    };
+    let parts: Parts = packed.parts().into_iter().map(read).collect();
+    let offsets: Vec<u64> = parts.iter().map(|(offset, _)| *offset).collect();
+    assert_eq!(offsets, [0, 64 * MIB], "three parts have nothing but zeroes");
+    assert!(parts.iter().all(|(_, bytes)| bytes.len() < 4096), "zeroes and repetitions take up nothing");
+    let to = temp.path().join("to");
+    let again = unpack(&to, &config, &state, &parts).unwrap();
+    again.verify().unwrap();
+    assert_eq!((again.header(), again.memory_sum()), (template.header(), template.memory_sum()));
+
+    let check = |words: &str, change: &dyn Fn(&mut Config, &mut Vec<u8>, &mut Parts)| {
+        let (mut config, mut state, mut parts) = (config.clone(), state.clone(), parts.clone());
+        change(&mut config, &mut state, &mut parts);
+        let dir = temp.path().join("refused");
+        let said = unpack(&dir, &config, &state, &parts).unwrap_err().to_string();
+        assert!(said.contains(words), "{words}: {said}");
+        assert_eq!(list(&dir).unwrap().len(), 0);
+        assert!(fs::read_dir(&dir).map_or(true, |mut left| left.next().is_none()), "nothing is left");
+    };
+    check("number of its pages", &|_, _, parts| drop(parts.pop()));
+    check("its memory is", &|config, _, _| config.memory_digest.push('0'));
+    check("its memory is", &|_, _, parts| {
+        let other = [vec![0; 5 * 32], [&[0; 31][..], &[0x80]].concat(), vec![1; 4096]].concat();
+        parts[1].1 = zstd::bulk::compress(&other, 1).unwrap();
+    });
+    check("its device state is", &|_, state, _| {
+        *state = zstd::bulk::compress(&[7; STATE.len()], 1).unwrap();
+    });
+    check("device state does not have", &|_, state, _| *state = zstd::bulk::compress(b"x", 1).unwrap());
+    check("device state does not have", &|_, state, _| {
+        *state = zstd::bulk::compress(&vec![0; 100 << 20], 1).unwrap();
+    });
+    check("more pages than it says", &|_, _, parts| {
+        let full = [&[0xff; 32][..], &vec![1; CHUNK_BYTES]].concat().repeat(16);
+        parts[0].1 = zstd::bulk::compress(&full, 1).unwrap();
+    });
+    check("cannot be read", &|_, _, parts| parts[0].1.truncate(40));
+    check("cannot be read", &|_, _, parts| parts[0].1 = zstd::bulk::compress(&[0; 100], 1).unwrap());
+    check("too long", &|_, _, parts| parts[0].1 = zstd::bulk::compress(&[0; 32 * 17], 1).unwrap());
+    check("beyond its memory", &|config, _, parts| {
+        config.header.memory_bytes = 70 * MIB - 4096;
+        parts[1].1 = read(64 * MIB).1;
+    });
+    check("no part", &|_, _, parts| parts[1].0 = 80 * MIB);
+    check("no part", &|_, _, parts| parts[1].0 = 4096);
+    check("parts cover", &|config, _, _| config.part_bytes = 0);
+    check("multiple", &|config, _, _| config.header.memory_bytes = 4097);
+    check("more pages than memory", &|config, _, _| config.header.pages.nonzero_bytes = u64::MAX);
+}
+
+#[test]
+fn damage_is_not_packed() {
+    let (_temp, path) = one();
+    let file = OpenOptions::new().write(true).open(path.join("memory")).unwrap();
+    file.write_all_at(b"x", MIB + 9).unwrap();
+    let template = open(&path).unwrap();
+    let packed = template.pack().unwrap();
+    let read = std::io::Read::read_to_end(&mut packed.part(0).unwrap(), &mut Vec::new());
+    assert!(read.unwrap_err().to_string().contains("chunk 1"));
+}

@@ -1,7 +1,7 @@
 //! Making a template: aside, under a lock, then by its name all at once.
 
 use crate::directory::{aside, remove};
-use crate::envelope::{self, Sums, check_memory_size, sum_of, too_large};
+use crate::envelope::{self, Sum, Sums, check_memory_size, sum_of, too_large};
 use crate::files::{create_file, sync_dir};
 use crate::memory::{Pass, Source, pass};
 use crate::template::{MEMORY, TEMPLATE};
@@ -84,6 +84,13 @@ impl Writer {
         check_memory_size(bytes, &path)?;
         let pass = pass(Source { file: &self.memory, bytes, path: &path }, None, None)?;
         Ok(self.keep_memory(bytes, pass))
+    }
+
+    /// What would stand in the header of size and contents: memory in bytes, what of it is not zero, checksum of the
+    /// table, checksum of the state.
+    pub(crate) fn measured(&self) -> Option<(u64, u64, Sum, Sum)> {
+        let (found, state) = (self.found.as_ref()?, self.state.as_ref()?);
+        Some((found.bytes, found.nonzero_bytes, sum_of(&found.table), sum_of(state)))
     }
 
     /// Takes the devices' state.

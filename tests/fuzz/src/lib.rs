@@ -41,6 +41,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("json_patch", patch::json_patch),
     ("log_entry", node::log_entry),
     ("manifest", cumulet_images::fuzz::manifest),
+    ("packed", cumulet_snapshot_format::fuzz::packed),
     ("protobuf", api::protobuf),
     ("quantity", api::quantity),
     ("reference", description::reference),

@@ -8,6 +8,9 @@ mod inspect;
 pub mod sandbox;
 mod transfer;
 
+pub(crate) use bar::Bar;
+pub(crate) use transfer::client;
+
 use crate::args::{Format, Image as Task};
 use crate::client::connect;
 use crate::{StateDir, block_on, table};

@@ -6,7 +6,8 @@ use anyhow::Context;
 use cumulet_images::{Client, ClientOptions, ImageStore, Keyring, Reference, RegistriesConfig};
 use std::time::Instant;
 
-pub(super) fn client(state: &StateDir, store: &ImageStore) -> anyhow::Result<(Client, Keyring)> {
+/// A client as the configuration of registries says, and the credentials of `docker login`.
+pub(crate) fn client(state: &StateDir, store: &ImageStore) -> anyhow::Result<(Client, Keyring)> {
     let registries = RegistriesConfig::load(&state.registries())?;
     let client = Client::new(store.clone(), ClientOptions { registries, ..ClientOptions::default() })?;
     Ok((client, Keyring::of_user()?))

@@ -5,6 +5,7 @@
 
 mod list;
 mod prune;
+mod transfer;
 
 use crate::StateDir;
 use crate::args::Snapshot as Task;
@@ -25,6 +26,8 @@ pub(crate) fn run(state: &StateDir, task: Task) -> anyhow::Result<()> {
         Task::Rm { keys } => rm(&dir, &keys),
         Task::Prune(options) => prune::prune(&dir, &options),
         Task::Verify { keys } => verify(&dir, &keys),
+        Task::Push { key, name } => transfer::push(state, &key, &name),
+        Task::Pull { name } => transfer::pull(state, &name),
     }
 }
 

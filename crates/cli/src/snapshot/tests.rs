@@ -6,7 +6,7 @@ use cumulet_snapshot_format::{Compatibility, Description, Writer};
 use std::fs;
 use std::time::{Duration, SystemTime};
 
-fn make(dir: &Path, key: Key, qemu: &str) -> Template {
+pub(super) fn make(dir: &Path, key: Key, qemu: &str) -> Template {
     let mut writer = Writer::create(dir, key).unwrap();
     let memory = tempfile::tempfile().unwrap();
     memory.set_len(2 << 20).unwrap();

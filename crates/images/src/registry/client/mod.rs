@@ -16,6 +16,7 @@
 //!
 //! Absent on purpose: Docker's first schema, uploads in chunks, layers fetched from foreign addresses, proxies.
 
+pub(crate) mod artifact;
 pub(crate) mod challenge;
 pub(crate) mod config;
 pub(crate) mod error;

@@ -39,13 +39,13 @@ pub struct Pulled {
 }
 
 /// A pull that knows whom to ask for what.
-struct Pull<'a> {
-    client: &'a Client,
+pub(super) struct Pull<'a> {
+    pub(super) client: &'a Client,
     name: String,
     /// Who gave the manifest, then who may have blobs too.
     sessions: Vec<Session<'a>>,
     progress: &'a dyn Progress,
-    fetched: AtomicU64,
+    pub(super) fetched: AtomicU64,
     reused: AtomicUsize,
 }
 
@@ -64,9 +64,7 @@ impl Client {
         keyring: &Keyring,
         progress: &dyn Progress,
     ) -> Result<Pulled, RegistryError> {
-        let (sessions, root) = self.locate(reference, keyring).await?;
-        let (fetched, reused) = (AtomicU64::new(0), AtomicUsize::new(0));
-        let pull = Pull { client: self, name: reference.short(), sessions, progress, fetched, reused };
+        let (pull, root) = self.begin(reference, keyring, progress).await?;
         let (image, index) = match root.document.kind() {
             Kind::Index => (pull.choose(&root).await?, Some(root)),
             Kind::Image => (root, None),
@@ -76,6 +74,18 @@ impl Client {
             }
         };
         pull.run(image, index, reference).await
+    }
+
+    /// Finds what a name stands for.
+    pub(super) async fn begin<'c>(
+        &'c self,
+        reference: &Reference,
+        keyring: &Keyring,
+        progress: &'c dyn Progress,
+    ) -> Result<(Pull<'c>, Held), RegistryError> {
+        let (sessions, root) = self.locate(reference, keyring).await?;
+        let (fetched, reused) = (AtomicU64::new(0), AtomicUsize::new(0));
+        Ok((Pull { client: self, name: reference.short(), sessions, progress, fetched, reused }, root))
     }
 
     /// Finds who has the image and lets us have it.
@@ -147,15 +157,15 @@ impl Client {
 }
 
 impl Pull<'_> {
-    fn what(&self, of: &Digest) -> String {
+    pub(super) fn what(&self, of: &Digest) -> String {
         format!("pull {}: {of}", self.name)
     }
 
-    fn host(&self) -> &str {
+    pub(super) fn host(&self) -> &str {
         self.sessions.first().map_or("", Session::host)
     }
 
-    fn bad(&self, of: &Digest, reason: String) -> RegistryError {
+    pub(super) fn bad(&self, of: &Digest, reason: String) -> RegistryError {
         Failure::Content(reason).on(self.what(of), self.host())
     }
 
@@ -289,7 +299,7 @@ impl Pull<'_> {
     }
 
     /// Fetches a blob, and tells whether it came over the network.
-    async fn blob(&self, wanted: &Descriptor) -> Result<bool, RegistryError> {
+    pub(super) async fn blob(&self, wanted: &Descriptor) -> Result<bool, RegistryError> {
         let meter = Meter::new(self.progress);
         let fetched = self.client.fetch(&self.sessions, wanted, &meter).await;
         let fetched = fetched.map_err(|(failure, host)| failure.on(self.what(&wanted.digest), host))?;
