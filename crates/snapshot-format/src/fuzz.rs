@@ -59,6 +59,9 @@ pub fn packed(data: &[u8]) {
     if unpacker.part(0, &part[..]).is_ok() {
         assert!(unpacker.state(&part[..]).is_err(), "it is not empty");
         assert!(unpacker.finish().is_err(), "its checksums are no checksums");
+    } else {
+        drop(unpacker);
     }
-    assert!(crate::list(&dir).is_ok_and(|all| all.is_empty()));
+    // It is empty: an unpacker that did not finish leaves nothing. Fails otherwise.
+    assert!(std::fs::remove_dir(&dir).is_ok());
 }
