@@ -25,6 +25,11 @@ const DEFAULT_OWN_MEMORY: i64 = 512 << 20;
 /// What the monitor needs on the host beside the guest's memory, in bytes: itself, and with software emulation the
 /// cache of translated code.
 const MONITOR_OVERHEAD: i64 = 192 << 20;
+/// Translated code that is kept of a machine with a system of its own, in software emulation, in bytes. A distribution
+/// that boots runs through more than our kernel and agent; QEMU alone would take as much as a gigabyte.
+pub(crate) const TRANSLATION_CACHE_BYTES: u64 = 160 << 20;
+/// What the monitor of such a machine needs on the host: itself, that cache, and pages of the disk that are in use.
+const OWN_MONITOR_OVERHEAD: i64 = 320 << 20;
 /// Guest memory comes in units of this, in bytes.
 const UNIT: i64 = 2 << 20;
 
@@ -169,7 +174,8 @@ fn size(pod: &Pod, overhead: &BTreeMap<String, ApiQuantity>, cpus: i64, own: boo
         _ => wanted.max(least),
     };
     let memory_bytes = wanted.saturating_add(UNIT - 1) / UNIT * UNIT;
-    let monitor = fixed("memory").map_or(MONITOR_OVERHEAD, |q| q.units());
+    let needs = if own { OWN_MONITOR_OVERHEAD } else { MONITOR_OVERHEAD };
+    let monitor = fixed("memory").map_or(needs, |q| q.units().max(if own { needs } else { 0 }));
     let extra_cpu = fixed("cpu").map_or(0, |q| q.millis());
     let limits = Resources {
         memory_limit_bytes: memory_limit.map(|_| memory_bytes.saturating_add(monitor)),

@@ -59,7 +59,7 @@ impl Builder<'_> {
         };
         let words: Vec<Word> = TOOLS.map(|tool| Word { text: tool.to_owned(), at: None }).to_vec();
         let (tools, _) = self.debian_unpacked("disk tools", &words)?;
-        let key = KeyMaker::new("disk")
+        let key = KeyMaker::new("disk 1")
             .with_all(stack.diff_ids())
             .with(tools.diff_id.to_string())
             .with(plan.size_bytes.to_le_bytes())

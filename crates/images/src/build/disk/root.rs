@@ -14,6 +14,7 @@ use std::path::Path;
 
 /// The service of what the image runs, and its link.
 const SERVICE: &str = "etc/systemd/system/cumulet-app.service";
+const MACHINE_ID: &str = "etc/machine-id";
 const WANTED: &str = "etc/systemd/system/multi-user.target.wants";
 
 /// Makes the tree of these members, which lie on the same file system, at `root`.
@@ -65,6 +66,10 @@ pub(super) fn add(
     };
     if !start.configured {
         put(CONFIGURATION, configuration)?;
+    }
+    // A file that is not there makes systemd ask questions on the console; an empty one gets its content at the first boot.
+    if fs::symlink_metadata(root.join(MACHINE_ID)).is_err() {
+        put(MACHINE_ID, "")?;
     }
     let own = root.join(SERVICE);
     if let Some(unit) = unit.filter(|_| fs::symlink_metadata(&own).is_err()) {

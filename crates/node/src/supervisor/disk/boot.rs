@@ -4,7 +4,8 @@ use crate::supervisor::files::{CONSOLE_LOG, CONSOLE_SOCKET, DISK, MACHINE};
 use crate::supervisor::guest::boot::{self as guest, CONSOLE_LOG_BYTES};
 use crate::supervisor::proto::{PodNetwork, VmDisk, VmSpec};
 use crate::supervisor::record::Record;
-use crate::vm::text;
+use crate::vm::{TRANSLATION_CACHE_BYTES, text};
+use cumulet_container::cgroup::Cgroup;
 use cumulet_vmm::{
     Accelerator, Boot, ConsoleSpec, Disk, DiskFormat, DiskImage, Machine, MachineSpec, Memory, OnReboot,
     State,
@@ -59,7 +60,7 @@ pub(super) async fn start(
         directories: Vec::new(),
         page_reporting: true,
         on_reboot: OnReboot::Reset,
-        translation_cache_bytes: None,
+        translation_cache_bytes: Some(TRANSLATION_CACHE_BYTES),
         isolation: guest::isolation(record, vm)?,
     };
     let machine = Machine::spawn(&vm.qemu, spec).await.map_err(|e| text(&e))?;
@@ -81,10 +82,19 @@ fn own_disk(disk: &VmDisk, path: &Path, made: bool) -> Result<Disk, String> {
     Ok(Disk { volatile: true, ..own.map_err(|e| text(&e))? })
 }
 
+/// How often the kernel has killed for want of memory in the pod's cgroup, and in the machine's own.
+pub(super) fn out_of_memory(record: &Record) -> u64 {
+    let Ok(pod) = Cgroup::new(&record.sandbox().cgroup) else { return 0 };
+    pod.oom_kills() + pod.child(MACHINE).map_or(0, |own| own.oom_kills())
+}
+
 /// Exit code, signal, reason and message of a machine that has ended.
-pub(super) fn how_it_ended(state: &State, killed: bool) -> (i32, i32, &'static str, String) {
+pub(super) fn how_it_ended(state: &State, killed: bool, memory: bool) -> (i32, i32, &'static str, String) {
     match state {
         _ if killed => (137, 9, "Error", String::new()),
+        State::Failed(_) if memory => {
+            (137, 9, "OOMKilled", "the machine needed more memory than its pod has on the host".to_owned())
+        }
         State::Failed(failure) => (137, 9, crate::supervisor::guest::MACHINE_FAILED, failure.to_string()),
         _ => (0, 0, "Completed", String::new()),
     }
@@ -120,14 +130,15 @@ mod tests {
 
     #[test]
     fn ends() {
-        let check = |state, killed, expected| {
-            let (code, signal, reason, _) = how_it_ended(&state, killed);
+        let check = |state, killed, memory, expected| {
+            let (code, signal, reason, _) = how_it_ended(&state, killed, memory);
             assert_eq!((code, signal, reason), expected, "{state:?}");
         };
-        check(State::Gone, false, (0, 0, "Completed"));
-        check(State::Gone, true, (137, 9, "Error"));
+        check(State::Gone, false, false, (0, 0, "Completed"));
+        check(State::Gone, true, false, (137, 9, "Error"));
         let died = State::Failed(Failure::ProcessEnded { code: None, signal: Some(9) });
-        check(died, false, (137, 9, "MachineFailed"));
+        check(died.clone(), false, false, (137, 9, "MachineFailed"));
+        check(died, false, true, (137, 9, "OOMKilled"));
     }
 
     #[test]

@@ -19,7 +19,7 @@ use super::log::Channel;
 use super::output::Output;
 use super::proto::{ContainerStart, Ended, InstanceState, PodNetwork, Reply, VmDisk, VmSpec};
 use super::record::{Record, is_name, new_id, now_us};
-use boot::{Lines, how_it_ended};
+use boot::{Lines, how_it_ended, out_of_memory};
 use cumulet_container::cgroup::{Cgroup, CgroupError};
 use cumulet_vmm::Machine;
 use std::cell::{Cell, RefCell};
@@ -57,6 +57,8 @@ struct Live {
     started_at_us: i64,
     machine: Machine,
     output: Output,
+    /// How often the kernel had killed for want of memory when it started.
+    out_of_memory: u64,
     /// Its end was ordered, without asking the guest.
     killed: Cell<bool>,
     /// The power button is being pressed.
@@ -119,6 +121,7 @@ impl DiskMachine {
         }
         let network = self.record.network().ok_or("the pod has no network")?;
         let id = new_id().map_err(|e| e.to_string())?;
+        let out_of_memory = out_of_memory(&self.record);
         let (sender, console) = mpsc::channel(CONSOLE_QUEUE);
         let machine =
             boot::start(&self.record, (&self.vm, &self.disk), &network, &self.copied, sender).await?;
@@ -129,6 +132,7 @@ impl DiskMachine {
             started_at_us: now_us(),
             machine,
             output: Output::new(self.record.open_log(&order.name, order.attempt)),
+            out_of_memory,
             killed: Cell::new(false),
             stopping: Cell::new(false),
         });
@@ -149,7 +153,10 @@ impl DiskMachine {
         }
         live.output.end(Channel::Stdout);
         let state = live.machine.ended().await;
-        let (exit_code, signal, reason, message) = how_it_ended(&state, live.killed.get());
+        let (exit_code, signal, reason, message) = {
+            let memory = out_of_memory(&self.record) > live.out_of_memory;
+            how_it_ended(&state, live.killed.get(), memory)
+        };
         tracing::info!(container = live.container, exit_code, message, "the machine has ended");
         let ended = Ended {
             id: live.id.clone(),
