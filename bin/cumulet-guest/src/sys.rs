@@ -266,6 +266,22 @@ pub(crate) fn sync_disks() {
     nix::unistd::sync();
 }
 
+/// Takes so many bytes of memory and gives them back: the kernel clears pages when it hands them out, so what was free is
+/// zero afterwards.
+pub(crate) fn clear_free_memory(bytes: usize) -> io::Result<()> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE;
+    // SAFETY: the mapping is new, nobody knows its address, and it is unmapped with its own length.
+    // JUSTIFICATION: only a mapping that is filled at once makes the kernel clear pages without this process's touching
+    // each of them.
+    unsafe {
+        let at = libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0);
+        if at == libc::MAP_FAILED || libc::munmap(at, bytes) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
 /// A descriptor for the kernel's own copy of `fd`'s open file.
 pub(crate) fn duplicate(fd: &impl AsFd) -> io::Result<OwnedFd> {
     fd.as_fd().try_clone_to_owned()

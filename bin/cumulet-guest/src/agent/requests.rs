@@ -15,6 +15,17 @@ use std::time::Duration;
 /// How long containers may take to stand still.
 const FREEZE: Duration = Duration::from_secs(5);
 
+/// Free memory that is left alone when the rest is cleared, in bytes: the kernel needs some for itself.
+const SPARE_BYTES: usize = 16 << 20;
+
+/// `MemFree` of /proc/meminfo in bytes; nothing when it cannot be read.
+fn free_memory_bytes() -> usize {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemFree:"));
+    let kib = line.and_then(|rest| rest.trim().trim_end_matches("kB").trim().parse::<usize>().ok());
+    kib.unwrap_or(0).saturating_mul(1024)
+}
+
 impl Agent {
     /// Takes what came.
     pub(super) fn handle(&mut self, event: FromHost) {
@@ -155,6 +166,13 @@ impl Agent {
             if let Err(error) = fs::write(format!("/proc/sys/vm/{file}"), value) {
                 self.problem(format!("cannot write {file}: {error}"));
             }
+        }
+        // Pages of zeroes take up nothing in the template.
+        let free = free_memory_bytes().saturating_sub(SPARE_BYTES);
+        if free > 0
+            && let Err(error) = crate::sys::clear_free_memory(free)
+        {
+            self.problem(format!("cannot clear {free} bytes of free memory: {error}"));
         }
         Ok(())
     }
