@@ -6,7 +6,7 @@ use super::snapshot::{self, Way};
 use super::task::PodContext;
 use crate::supervisor::client::{GONE, finish};
 use crate::supervisor::files::State;
-use crate::supervisor::proto::{self, Instance, InstanceState, PodNetwork, Request, SandboxSpec};
+use crate::supervisor::proto::{self, Instance, InstanceState, PodNetwork, Request, SandboxSpec, VmMemory};
 use crate::supervisor::{Supervisor, SupervisorError};
 use crate::vm::{Kind, KindError};
 use crate::volumes::{self, etc};
@@ -115,6 +115,12 @@ pub(super) async fn start(
     if let (Some(ordered), Some(address)) = (ordered, address) {
         let mut vm = ordered.parts.spec(context, pod, address, ordered.overhead);
         vm.memory = way.memory();
+        if vm.memory == VmMemory::Template {
+            // The template's pages go on counting as the pod's, beside its own as a clone.
+            let bytes = i64::try_from(vm.memory_bytes).unwrap_or(i64::MAX);
+            vm.limits.memory_limit_bytes =
+                vm.limits.memory_limit_bytes.map(|limit| limit.saturating_add(bytes));
+        }
         spec.vm = Some(Box::new(vm));
     }
     let in_machine = spec.vm.is_some();

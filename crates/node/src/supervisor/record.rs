@@ -130,7 +130,8 @@ impl Record {
         self.put(&order.name, order.attempt, id, InstanceState::Ended(ended));
     }
 
-    fn save(&self) {
+    /// Writes `state.json`. A standby has none before it waits for its pod.
+    pub(super) fn save(&self) {
         if let Err(error) = files::write_json(&self.dir.join(files::STATE), &*self.state.borrow()) {
             // The pod goes on; only its history would be lost with the supervisor.
             tracing::error!(%error, "cannot write the pod's state");

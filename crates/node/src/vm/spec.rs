@@ -22,14 +22,12 @@ const DEFAULT_MEMORY: i64 = 256 << 20;
 const GUEST_OVERHEAD: i64 = 96 << 20;
 /// Memory of a guest with a system of its own, where the pod does not say what it needs, in bytes.
 const DEFAULT_OWN_MEMORY: i64 = 512 << 20;
-/// What the monitor needs on the host beside the guest's memory, in bytes: itself, and with software emulation the
-/// cache of translated code.
-const MONITOR_OVERHEAD: i64 = 192 << 20;
-/// Translated code that is kept of a machine with a system of its own, in software emulation, in bytes. A distribution
-/// that boots runs through more than our kernel and agent; QEMU alone would take as much as a gigabyte.
+/// Translated code that is kept of a machine in software emulation, in bytes. A distribution that boots, or a Java
+/// program, fills it; QEMU alone would take as much as a gigabyte.
 pub(crate) const TRANSLATION_CACHE_BYTES: u64 = 160 << 20;
-/// What the monitor of such a machine needs on the host: itself, that cache, and pages of the disk that are in use.
-const OWN_MONITOR_OVERHEAD: i64 = 320 << 20;
+/// What the monitor needs on the host beside the guest's memory, in bytes: itself, that cache, and pages of disks that
+/// are in use.
+const MONITOR_OVERHEAD: i64 = 320 << 20;
 /// Guest memory comes in units of this, in bytes.
 const UNIT: i64 = 2 << 20;
 
@@ -174,8 +172,8 @@ fn size(pod: &Pod, overhead: &BTreeMap<String, ApiQuantity>, cpus: i64, own: boo
         _ => wanted.max(least),
     };
     let memory_bytes = wanted.saturating_add(UNIT - 1) / UNIT * UNIT;
-    let needs = if own { OWN_MONITOR_OVERHEAD } else { MONITOR_OVERHEAD };
-    let monitor = fixed("memory").map_or(needs, |q| q.units().max(if own { needs } else { 0 }));
+    let least = if own { MONITOR_OVERHEAD } else { 0 };
+    let monitor = fixed("memory").map_or(MONITOR_OVERHEAD, |q| q.units().max(least));
     let extra_cpu = fixed("cpu").map_or(0, |q| q.millis());
     let limits = Resources {
         memory_limit_bytes: memory_limit.map(|_| memory_bytes.saturating_add(monitor)),
@@ -217,7 +215,7 @@ mod tests {
         let none = json!({});
         check(json!({"containers": [{"name": "c"}]}), none.clone(), (1, 256, None, None));
         let small = container("1500m", "100Mi", "limits");
-        check(json!({"containers": [small]}), none.clone(), (2, 196, Some(388), Some(150_000)));
+        check(json!({"containers": [small]}), none.clone(), (2, 196, Some(516), Some(150_000)));
         let fixed = json!({"memory": "64Mi", "cpu": "100m"});
         check(json!({"containers": [small, small]}), fixed, (3, 296, Some(360), Some(310_000)));
         // One that does not say has no limit, and so has the pod.
@@ -231,7 +229,7 @@ mod tests {
         check(
             json!({"containers": [small], "initContainers": [init]}),
             none,
-            (4, 608, Some(800), Some(10_000_000)),
+            (4, 608, Some(928), Some(10_000_000)),
         );
     }
 

@@ -6,7 +6,7 @@ use crate::supervisor::files::{CONSOLE_LOG, CONSOLE_SOCKET, MACHINE, SCRATCH};
 use crate::supervisor::log::last_bytes;
 use crate::supervisor::proto::{PodNetwork, SandboxSpec, VmSpec, VmVolume};
 use crate::supervisor::record::{Record, now_us};
-use crate::vm::text;
+use crate::vm::{TRANSLATION_CACHE_BYTES, text};
 use cumulet_container::cgroup::Cgroup;
 use cumulet_guest_proto::spec::{FileTree, Network, Pod, Route};
 use cumulet_vmm::scratch;
@@ -180,7 +180,7 @@ fn machine_spec(
         directories: Vec::new(),
         page_reporting: true,
         on_reboot: OnReboot::Fail,
-        translation_cache_bytes: None,
+        translation_cache_bytes: Some(TRANSLATION_CACHE_BYTES),
         isolation: isolation(record, vm)?,
     })
 }

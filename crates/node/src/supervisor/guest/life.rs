@@ -196,6 +196,7 @@ impl Machine {
         self.greeted(greeted, &clone).await?;
         if self.record.sandbox().standby {
             self.rehearse(link, &clone, network).await?;
+            self.record.save();
         }
         self.clone.replace(Some(clone));
         Ok(())
