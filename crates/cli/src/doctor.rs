@@ -150,14 +150,18 @@ fn machines() -> Check {
     let qemu = match Qemu::find() {
         Ok(qemu) => qemu,
         Err(error) => {
-            let remedy = "apt-get install qemu-system-x86 erofs-utils";
+            let remedy = "apt-get install qemu-system-x86 qemu-utils erofs-utils";
             return not("virtual machines", Verdict::Note, error.to_string(), remedy);
         }
     };
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let dirs = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
-    if !dirs.into_iter().any(|dir| dir.join("mkfs.erofs").is_file()) {
-        return not("virtual machines", Verdict::Note, "no mkfs.erofs", "apt-get install erofs-utils");
+    let dirs: Vec<_> = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]).collect();
+    // Root filesystems of images, and the copies that machines with a disk of their own write.
+    for (program, package) in [("mkfs.erofs", "erofs-utils"), ("qemu-img", "qemu-utils")] {
+        if !dirs.iter().any(|dir| dir.join(program).is_file()) {
+            let remedy = format!("apt-get install {package}");
+            return not("virtual machines", Verdict::Note, format!("no {program}"), remedy);
+        }
     }
     let exe = std::env::current_exe().unwrap_or_default();
     let beside = exe.parent().unwrap_or(Path::new("/"));
