@@ -251,6 +251,33 @@ async fn a_life() {
 }
 
 #[tokio::test]
+async fn memory_that_a_guest_frees_returns_to_the_host() {
+    const USED: u64 = 48 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let (spec, mut channel) = order(dir.path());
+    let machine = Machine::spawn(&parts().qemu, spec).await.unwrap();
+    machine.start().await.unwrap();
+    channel.line().await;
+    let on_the_host = || machine.process_usage().unwrap().pss_shared_memory_bytes;
+    let before = on_the_host();
+    assert_eq!(channel.ask(&format!("a {USED}")).await, "used");
+    let peak = on_the_host();
+    // A part of it the guest had touched before.
+    assert!(peak > before + USED / 2, "{before} {peak}");
+    assert_eq!(channel.ask("f").await, "freed");
+    // The guest's kernel looks for free pages every two seconds.
+    let returned = async {
+        while on_the_host() > peak - USED / 4 * 3 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let in_time = tokio::time::timeout(PATIENCE, returned).await.is_ok();
+    println!("guest memory on the host: {} → {} → {} MB", before >> 20, peak >> 20, on_the_host() >> 20);
+    assert!(in_time, "the guest's free memory stays on the host");
+    machine.kill().await;
+}
+
+#[tokio::test]
 async fn a_panic_is_a_failure_with_its_message_on_the_console() {
     let dir = tempfile::tempdir().unwrap();
     let (spec, mut channel) = order(dir.path());

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/reboot.h>
 #include <sys/stat.h>
@@ -98,6 +99,8 @@ static void speed(int channel, const char *serial)
 int main(void)
 {
     char name[256], path[300], command[128];
+    void *memory = NULL;
+    size_t size = 0;
     mkdir("/proc", 0755);
     mkdir("/sys", 0755);
     mount("dev", "/dev", "devtmpfs", 0, 0);
@@ -135,6 +138,14 @@ int main(void)
         case 'm': /* the first network device's address */
             line("/sys/class/net/eth0/address", path, sizeof path);
             dprintf(channel, "%s\n", path);
+            break;
+        case 'a': /* so many bytes of memory, used */
+            size = strtoul(command + 2, NULL, 10);
+            memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+            dprintf(channel, "%s\n", memory == MAP_FAILED ? "none" : memset(memory, 1, size) ? "used" : "");
+            break;
+        case 'f': /* that memory, freed */
+            dprintf(channel, "%s\n", munmap(memory, size) ? "not freed" : "freed");
             break;
         case 't': dprintf(channel, "%.3f\n", uptime()); break;
         case 'p': return 1; /* the end of /init is a panic */

@@ -41,10 +41,10 @@ fn a_killed_main_process_stops_nothing() -> anyhow::Result<()> {
     );
     assert_eq!(cloud.field("pod/ticks", ".status.containerStatuses[0].restartCount")?, "0");
     // No line is missing.
-    let log = cloud.kubectl(&["logs", "ticks"])?;
+    let log = wait_for("some lines from before and after", || {
+        cloud.kubectl(&["logs", "ticks"]).ok().filter(|log| log.lines().count() > 50)
+    })?;
     let numbers: Vec<usize> = log.lines().map(|l| l.parse().unwrap()).collect();
-    // A second's worth, and less where every process start is emulated.
-    assert!(numbers.len() > 20, "{}", numbers.len());
     assert_eq!(numbers, (0..numbers.len()).collect::<Vec<_>>());
     cloud.finish()
 }
