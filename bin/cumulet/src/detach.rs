@@ -51,10 +51,12 @@ pub(crate) fn run(state: &StateDir, options: &Up, verbose: bool) -> anyhow::Resu
     if let Some(listen) = options.registry_listen {
         command.arg("--registry-listen").arg(listen.to_string());
     }
-    if let Some(users) = &options.registry_users {
-        // The child works in the root directory.
-        let users = std::path::absolute(users).with_context(|| format!("{}", users.display()))?;
-        command.arg("--registry-users").arg(users);
+    for (flag, path) in [("--registry-users", &options.registry_users), ("--vm-kernel", &options.vm_kernel)] {
+        if let Some(path) = path {
+            // The child works in the root directory.
+            let path = std::path::absolute(path).with_context(|| format!("{}", path.display()))?;
+            command.arg(flag).arg(path);
+        }
     }
     if verbose {
         command.arg("--verbose");

@@ -165,7 +165,9 @@ impl Cloud {
             network: network.clone(),
         };
         let service = SocketAddr::new(ranges.api().into(), API_SERVICE_PORT);
-        let config = node_config(state, &network, &ranges, (&node_name, options.snapshot_budget), service)?;
+        let mut config =
+            node_config(state, &network, &ranges, (&node_name, options.snapshot_budget), service)?;
+        config.vm_kernel.clone_from(&options.vm_kernel);
         let node = Node::start(config, deps, shutdown.clone()).context("cannot start the node")?;
         api.set_streams(node.clone());
         api.set_ready_checks(ready_checks(&node, &router));

@@ -77,6 +77,10 @@ pub struct Up {
     /// What memory snapshots may take up on the disk; those not used for the longest time go.
     #[arg(long, env = "CUMULET_SNAPSHOT_BUDGET", default_value = "10Gi", value_name = "SIZE", value_parser = size)]
     pub snapshot_budget: u64,
+    /// Kernel of virtual machines: a package linux-image-…-cloud-amd64 or what is in it. Pods can ask for those in the
+    /// state directory's kernels/ with the annotation vm.cumulet.dev/kernel.
+    #[arg(long, value_name = "PACKAGE")]
+    pub vm_kernel: Option<PathBuf>,
 }
 
 /// A size in Kubernetes' notation, such as `10Gi`, in bytes.

@@ -37,6 +37,8 @@ pub struct NodeConfig {
     pub log_max_bytes: u64,
     /// Keep this many log files per container instance.
     pub log_max_files: u32,
+    /// The kernel of virtual machines, as a package or unpacked; the one beside the program when absent.
+    pub vm_kernel: Option<PathBuf>,
     /// Version of this program, for `nodeInfo.kubeletVersion`.
     pub version: String,
 }
@@ -60,6 +62,7 @@ impl NodeConfig {
             snapshot_budget_bytes: 10 << 30,
             log_max_bytes: 10 << 20,
             log_max_files: 5,
+            vm_kernel: None,
             version: env!("CARGO_PKG_VERSION").into(),
         }
     }

@@ -32,7 +32,7 @@ pub(super) struct Parts {
 impl Parts {
     /// Collects the parts. Disks are attached when a machine boots, so all images of the pod have to be there.
     pub(super) async fn collect(context: &Arc<PodContext>, pod: &Pod) -> Result<Self, String> {
-        let host = context.shared.machines.get().await?;
+        let host = context.shared.machines.for_pod(pod).await?;
         if let Some(why) = &host.emulation {
             let message = format!("The machine runs in software emulation, which is slow: {why}");
             let recorder = &context.shared.recorder;

@@ -5,10 +5,12 @@ use crate::config::NodeConfig;
 use crate::images::ResolvedImage;
 use crate::snapshots;
 use crate::supervisor::proto::VmImage;
+use crate::vm::kernels::{self, Kernels};
 use cumulet_guest_proto::host::HostLink;
 use cumulet_snapshot_format::Compatibility;
 use cumulet_vmm::kvm::{self, Probe};
 use cumulet_vmm::{Kernel, Qemu, initramfs, rootfs};
+use k8s_openapi::api::core::v1::Pod;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -29,6 +31,7 @@ const FIRST_USER: u32 = 0x7000_0000;
 const NO_GROUP: u32 = 65534;
 
 /// QEMU and what it boots.
+#[derive(Clone)]
 pub(crate) struct Host {
     pub(crate) qemu: Qemu,
     pub(crate) kernel: PathBuf,
@@ -46,6 +49,10 @@ pub(crate) struct Hosts {
     guest: PathBuf,
     /// Where a kernel can be installed from.
     source: PathBuf,
+    /// It is the one that was asked for, whatever was installed before.
+    chosen: bool,
+    /// Those that pods choose.
+    kernels: Kernels,
     found: OnceCell<Arc<Host>>,
 }
 
@@ -54,10 +61,13 @@ impl Hosts {
         let beside = config.exe.parent().unwrap_or(Path::new("/"));
         let path =
             |variable, name| std::env::var_os(variable).map_or_else(|| beside.join(name), PathBuf::from);
+        let guest = path(GUEST_VARIABLE, GUEST);
         Self {
             state_dir: config.state_dir.clone(),
-            guest: path(GUEST_VARIABLE, GUEST),
-            source: path(KERNEL_VARIABLE, KERNEL),
+            kernels: Kernels::new(&config.state_dir, guest.clone()),
+            guest,
+            source: config.vm_kernel.clone().unwrap_or_else(|| path(KERNEL_VARIABLE, KERNEL)),
+            chosen: config.vm_kernel.is_some(),
             found: OnceCell::new(),
         }
     }
@@ -70,8 +80,20 @@ impl Hosts {
         self.found.get_or_try_init(|| self.find()).await.cloned()
     }
 
+    /// The same for a pod, which may ask for a kernel of its own.
+    ///
+    /// # Errors
+    /// Those of [`Self::get`], and a kernel that is not there.
+    pub(crate) async fn for_pod(&self, pod: &Pod) -> Result<Arc<Host>, String> {
+        let host = self.get().await?;
+        let Some(name) = kernels::wanted(pod)? else { return Ok(host) };
+        let kernel = self.kernels.get(name).await?;
+        Ok(Arc::new(Host { kernel: kernel.image, initramfs: kernel.initramfs, ..(*host).clone() }))
+    }
+
     async fn find(&self) -> Result<Arc<Host>, String> {
         let (state_dir, guest, source) = (self.state_dir.clone(), self.guest.clone(), self.source.clone());
+        let chosen = self.chosen;
         let found = tokio::task::spawn_blocking(move || {
             let kernel_dir = state_dir.join("kernel");
             if !guest.is_file() {
@@ -83,8 +105,9 @@ impl Hosts {
             }
             let qemu = Qemu::find().map_err(|e| text(&e))?;
             let kernel = match Kernel::open(&kernel_dir) {
-                Ok(kernel) => kernel,
-                Err(_) if source.exists() => Kernel::install(&source, &kernel_dir).map_err(|e| text(&e))?,
+                Ok(kernel) if !chosen => kernel,
+                _ if source.exists() => Kernel::install(&source, &kernel_dir).map_err(|e| text(&e))?,
+                Ok(_) => return Err(format!("there is no kernel at {}", source.display())),
                 Err(error) => return Err(text(&error)),
             };
             let initramfs = initramfs::build(&kernel, &guest, &kernel_dir).map_err(|e| text(&e))?;

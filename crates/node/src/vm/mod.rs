@@ -9,6 +9,7 @@
 
 pub(crate) mod disk;
 mod host;
+mod kernels;
 mod spec;
 
 pub(crate) use host::{Host, Hosts, text, user};

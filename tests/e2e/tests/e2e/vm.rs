@@ -2,7 +2,7 @@
 //! seconds, so one cloud serves several checks here.
 
 use crate::{wait_field, wait_ready};
-use cumulet_e2e::{Cloud, http_get, wait_for};
+use cumulet_e2e::{Cloud, http_get, succeed, wait_for};
 
 fn manifest() -> &'static str {
     include_str!("../../../../examples/hello/vm.yaml")
@@ -80,7 +80,11 @@ fn hello_as_a_machine() -> anyhow::Result<()> {
     cloud.up()?;
     wait_for("exec after the restart", || cloud.kubectl(&["exec", &pod, "--", "true"]).ok())?;
     assert_eq!(machines(&cloud), before);
-    assert!(cloud.cumulet(&["vm", "ls"])?.contains(&pod));
+    let listed: serde_json::Value = serde_json::from_str(&cloud.cumulet(&["vm", "ls", "-o", "json"])?)?;
+    assert_eq!(listed[0]["name"], pod.as_str());
+    let memory = listed[0]["memory_bytes"].as_u64().unwrap_or_default();
+    assert!((30 << 20..1 << 30).contains(&memory) && listed[0]["cpu_millicores"].is_u64(), "{listed}");
+    assert!(cloud.cumulet(&["vm", "ls"])?.contains(" MB"));
 
     cloud.kubectl_with(&["delete", "-f", "-"], manifest())?;
     wait_for("the pod to be gone", || {
@@ -131,6 +135,25 @@ fn a_machine_ends_and_what_follows() -> anyhow::Result<()> {
     assert!(message.contains("QEMU was killed by signal 9"), "{message}");
     wait_ready(&cloud, "again")?;
     assert_eq!(cloud.field("pod/again", ".status.containerStatuses[0].restartCount")?, "1");
+
+    // A kernel of the pod's own choice, among those that the node offers.
+    let with_kernel = |pod: &str, kernel: &str| {
+        let annotation = format!("metadata:\n  annotations: {{vm.cumulet.dev/kernel: {kernel}}}\n");
+        machine_pod(pod, "Never", "true").replacen("metadata:\n", &annotation, 1)
+    };
+    std::fs::create_dir(cloud.dir().join("kernels"))?;
+    let package = std::fs::canonicalize(cumulet_e2e::program().with_file_name("vm").join("kernel"))?;
+    std::os::unix::fs::symlink(&package, cloud.dir().join("kernels/outside"))?;
+    succeed(std::process::Command::new("cp").arg("-r").arg(package).arg(cloud.dir().join("kernels/mine")))?;
+    let pods =
+        [with_kernel("chooses", "mine"), with_kernel("roams", "outside"), with_kernel("climbs", "../x")];
+    cloud.kubectl_with(&["apply", "-f", "-"], &pods.join("---\n"))?;
+    for (pod, words) in [("roams", "leads out of"), ("climbs", "is no name of a kernel")] {
+        wait_for(words, || {
+            cloud.kubectl(&["describe", &format!("pod/{pod}")]).ok().filter(|text| text.contains(words))
+        })?;
+    }
+    wait_field(&cloud, "pod/chooses", ".status.phase", "Succeeded")?;
 
     // What cannot be: an unknown class, and a directory of the host.
     let unknown =

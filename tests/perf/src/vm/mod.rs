@@ -105,11 +105,12 @@ async fn starts(cloud: &Cloud, client: &kube::Client, floor: &Floor) -> anyhow::
 /// What machines cost the host beside their guests' memory and translated code, the mean of these pods.
 fn overhead(cloud: &Cloud, pods: &[&str]) -> anyhow::Result<Value> {
     const MB: f64 = 1e6;
-    let (mut qemu, mut supervisor, mut translated) = (0, 0, 0);
+    let (mut qemu, mut files, mut supervisor, mut translated) = (0, 0, 0, 0);
     for pod in pods {
         let processes = host::processes(cloud, pod)?;
         let memory = Memory::read(processes.qemu)?;
         qemu += memory.overhead();
+        files += memory.files;
         translated += memory.translated;
         supervisor += Memory::read(processes.supervisor)?.overhead();
     }
@@ -117,6 +118,7 @@ fn overhead(cloud: &Cloud, pods: &[&str]) -> anyhow::Result<Value> {
     let mean = |sum: u64| sum as f64 / MB / pods.len() as f64;
     Ok(json!({
         "qemu": {"value": mean(qemu), "unit": "MB"},
+        "qemu_programs_and_libraries": {"value": mean(files), "unit": "MB"},
         "supervisor": {"value": mean(supervisor), "unit": "MB"},
         "translated_code": {"value": mean(translated), "unit": "MB"},
         "overhead": figure(mean(qemu + supervisor), "MB", 30.0, true),
