@@ -88,7 +88,8 @@ impl Hosts {
         let host = self.get().await?;
         let Some(name) = kernels::wanted(pod)? else { return Ok(host) };
         let kernel = self.kernels.get(name).await?;
-        Ok(Arc::new(Host { kernel: kernel.image, initramfs: kernel.initramfs, ..(*host).clone() }))
+        let (kernel, kernel_name, initramfs) = (kernel.image, kernel.name, kernel.initramfs);
+        Ok(Arc::new(Host { kernel, kernel_name, initramfs, ..(*host).clone() }))
     }
 
     async fn find(&self) -> Result<Arc<Host>, String> {
@@ -134,7 +135,7 @@ impl Hosts {
         let found = Host {
             qemu,
             kernel: kernel.image(),
-            kernel_name: format!("{} {}", kernel.release(), kernel.digest().get(..12).unwrap_or_default()),
+            kernel_name: kernels::name(&kernel),
             initramfs,
             emulation,
             rootfs: self.state_dir.join("rootfs"),

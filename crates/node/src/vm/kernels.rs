@@ -23,6 +23,8 @@ const MAX_NAME: usize = 128;
 #[derive(Clone, Debug)]
 pub(crate) struct Chosen {
     pub(crate) image: PathBuf,
+    /// As [`name`] gives it.
+    pub(crate) name: String,
     pub(crate) initramfs: PathBuf,
 }
 
@@ -54,6 +56,11 @@ pub(crate) fn wanted(pod: &Pod) -> Result<Option<&str>, String> {
     Ok(Some(name))
 }
 
+/// A kernel's release and the beginning of its digest.
+pub(super) fn name(kernel: &Kernel) -> String {
+    format!("{} {}", kernel.release(), kernel.digest().get(..12).unwrap_or_default())
+}
+
 impl Kernels {
     pub(super) fn new(state_dir: &Path, guest: PathBuf) -> Self {
         Self {
@@ -79,7 +86,7 @@ impl Kernels {
             let task = move || -> Result<Chosen, String> {
                 let kernel = Kernel::install(&source, &into).map_err(|e| text(&e))?;
                 let initramfs = initramfs::build(&kernel, &guest, &into).map_err(|e| text(&e))?;
-                Ok(Chosen { image: kernel.image(), initramfs })
+                Ok(Chosen { image: kernel.image(), name: self::name(&kernel), initramfs })
             };
             tokio::task::spawn_blocking(task).await.unwrap_or_else(|e| Err(e.to_string()))
         };
