@@ -94,7 +94,8 @@ impl ProbeLife {
         }
         let pause = self.quick.unwrap_or(self.rule.period).min(self.rule.period);
         self.next_at = after(now, pause).min(self.counts_at.max(now));
-        self.quick = self.quick.map(|q| (q + q).min(self.rule.period));
+        // By half: what started just after a look is seen late by at most a third of the time that it took to start.
+        self.quick = self.quick.map(|q| (q + q / 2).min(self.rule.period));
         match counts {
             true if self.failures >= self.rule.failure_threshold => Verdict::Bad,
             true => Verdict::Failing,
