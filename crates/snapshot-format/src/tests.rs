@@ -422,3 +422,46 @@ fn damage_is_not_packed() {
     let read = std::io::Read::read_to_end(&mut packed.part(0).unwrap(), &mut Vec::new());
     assert!(read.unwrap_err().to_string().contains("chunk 1"));
 }
+
+/// A small file system of its own.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn mount(at: &Path, options: &str) -> Self {
+        let flags = nix::mount::MsFlags::empty();
+        nix::mount::mount(Some("tmpfs"), at, Some("tmpfs"), flags, Some(options)).unwrap();
+        Self(at.to_owned())
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+#[test]
+fn a_full_disk_is_said_and_leaves_nothing() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let _disk = Disk::mount(temp.path(), "size=1m");
+    let dir = temp.path().join("snapshots");
+    let from = tempfile::tempfile().unwrap();
+    from.write_all_at(&vec![7; 2 << 20], 0).unwrap();
+    let mut writer = Writer::create(&dir, key()).unwrap();
+    let full = |error: Error| {
+        assert!(
+            matches!(&error, Error::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull)
+        );
+        assert!(!error.is_damage(), "it is no reason to remove a template");
+    };
+    full(writer.memory_from(&from).unwrap_err());
+    // The memory fits, the rest does not.
+    writer.memory_from(&memory(3)).unwrap();
+    writer.state(&vec![7; 2 << 20]).unwrap();
+    full(writer.finish(description()).unwrap_err());
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 0, "nothing is left");
+    make(&dir, key(), 3).verify().unwrap();
+}
