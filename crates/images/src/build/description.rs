@@ -14,9 +14,16 @@ pub(super) const DESCRIPTION: &str = "cumulet.yaml";
 /// Largest description, in bytes.
 const MAX_DESCRIPTION: u64 = 1 << 20;
 
-/// Kernel, init, and what sets up the network that a machine is told of.
-const DISK_PACKAGES: [&str; 5] =
-    ["cloud-init", "linux-image-cloud-amd64", "netplan.io", "systemd-resolved", "systemd-sysv"];
+/// Kernel, init, what sets up the network that a machine is told of, and what lets its root grow with its disk.
+const DISK_PACKAGES: [&str; 7] = [
+    "cloud-guest-utils",
+    "cloud-init",
+    "e2fsprogs",
+    "linux-image-cloud-amd64",
+    "netplan.io",
+    "systemd-resolved",
+    "systemd-sysv",
+];
 
 /// Line and column in the description, from 1.
 pub(super) type Place = Option<(u64, u64)>;
