@@ -11,7 +11,7 @@ pub(crate) fn run(args: &[String]) -> anyhow::Result<()> {
         setup::docker_registry()?;
     }
     examples::build()?;
-    if args.iter().any(|name| name == "vm" || name == "all") {
+    if args.iter().any(|name| matches!(name.as_str(), "vm" | "snapshot" | "all")) {
         guest::build()?;
     }
     // The same selection of packages as the tests build, so that nothing is built twice.

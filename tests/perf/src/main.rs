@@ -7,6 +7,7 @@ mod http1;
 mod images;
 mod memory;
 mod pods;
+mod snapshot;
 mod store;
 mod up;
 mod vm;
@@ -14,7 +15,7 @@ mod vm;
 use anyhow::bail;
 use serde_json::{Value, json};
 
-const NAMES: &[&str] = &["up", "idle", "pods", "scale", "store", "supervisor", "images", "vm"];
+const NAMES: &[&str] = &["up", "idle", "pods", "scale", "store", "supervisor", "images", "vm", "snapshot"];
 
 fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -42,6 +43,7 @@ fn run(name: &str) -> anyhow::Result<Value> {
         "store" => runtime.block_on(store::run()),
         "images" => runtime.block_on(images::run()),
         "vm" => runtime.block_on(vm::run()),
+        "snapshot" => runtime.block_on(snapshot::run()),
         "supervisor" => runtime.block_on(memory::supervisors()),
         _ => bail!("no benchmark {name}"),
     }

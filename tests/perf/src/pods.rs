@@ -56,29 +56,48 @@ impl Watched {
 
     /// Waits until the pod is Ready.
     pub(crate) async fn ready(&mut self) -> anyhow::Result<()> {
-        self.until(
-            "Ready",
-            |event| matches!(event, WatchEvent::Modified(pod) | WatchEvent::Added(pod) if is_ready(pod)),
-        )
+        self.ready_within(DEADLINE).await
+    }
+
+    /// The same with another limit.
+    pub(crate) async fn ready_within(&mut self, limit: Duration) -> anyhow::Result<()> {
+        self.until(limit, "Ready", |event| match event {
+            WatchEvent::Modified(pod) | WatchEvent::Added(pod) => is_ready(pod).then_some(()),
+            _ => None,
+        })
         .await
     }
 
-    async fn until(&mut self, what: &str, hit: impl Fn(&WatchEvent<Pod>) -> bool) -> anyhow::Result<()> {
+    /// Waits until the pod has an address.
+    pub(crate) async fn address(&mut self, limit: Duration) -> anyhow::Result<String> {
+        self.until(limit, "on the network", |event| match event {
+            WatchEvent::Modified(pod) | WatchEvent::Added(pod) => pod.status.as_ref()?.pod_ip.clone(),
+            _ => None,
+        })
+        .await
+    }
+
+    async fn until<T>(
+        &mut self,
+        limit: Duration,
+        what: &str,
+        hit: impl Fn(&WatchEvent<Pod>) -> Option<T>,
+    ) -> anyhow::Result<T> {
         let search = async {
             while let Some(event) = self.events.try_next().await? {
-                if hit(&event) {
-                    return Ok(());
+                if let Some(found) = hit(&event) {
+                    return Ok(found);
                 }
             }
             bail!("the watch ended")
         };
-        timeout(DEADLINE, search).await.with_context(|| format!("pod {} is not {what}", self.name))?
+        timeout(limit, search).await.with_context(|| format!("pod {} is not {what}", self.name))?
     }
 
     /// Deletes the pod and waits until it is gone.
     pub(crate) async fn delete(mut self) -> anyhow::Result<()> {
         self.pods.delete(&self.name, &DeleteParams::default().grace_period(0)).await?;
-        self.until("gone", |event| matches!(event, WatchEvent::Deleted(_))).await
+        self.until(DEADLINE, "gone", |event| matches!(event, WatchEvent::Deleted(_)).then_some(())).await
     }
 }
 
@@ -136,7 +155,11 @@ pub(crate) async fn scale() -> anyhow::Result<Value> {
     }))
 }
 
-async fn scale_to(client: &Client, deployments: &Api<Deployment>, replicas: usize) -> anyhow::Result<f64> {
+pub(crate) async fn scale_to(
+    client: &Client,
+    deployments: &Api<Deployment>,
+    replicas: usize,
+) -> anyhow::Result<f64> {
     let pods: Api<Pod> = Api::namespaced(client.clone(), "default");
     let list = pods.list(&Default::default()).await?;
     let mut alive: HashSet<String> = list.items.iter().filter_map(|p| p.metadata.name.clone()).collect();

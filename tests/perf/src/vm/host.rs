@@ -6,13 +6,13 @@ use std::fs;
 
 /// The processes of one machine.
 #[derive(Clone, Copy)]
-pub(super) struct Processes {
-    pub(super) supervisor: i32,
-    pub(super) qemu: i32,
+pub(crate) struct Processes {
+    pub(crate) supervisor: i32,
+    pub(crate) qemu: i32,
 }
 
 /// Finds the processes of a pod's machine.
-pub(super) fn processes(cloud: &Cloud, pod: &str) -> anyhow::Result<Processes> {
+pub(crate) fn processes(cloud: &Cloud, pod: &str) -> anyhow::Result<Processes> {
     let uid = cloud.field(&format!("pod/{pod}"), ".metadata.uid")?;
     let file = cloud.dir().join("pods").join(uid).join("supervisor.pid");
     let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
@@ -29,7 +29,7 @@ pub(super) fn processes(cloud: &Cloud, pod: &str) -> anyhow::Result<Processes> {
 }
 
 /// The words of a process's command line.
-pub(super) fn command_line(pid: i32) -> anyhow::Result<Vec<String>> {
+pub(crate) fn command_line(pid: i32) -> anyhow::Result<Vec<String>> {
     let bytes = fs::read(format!("/proc/{pid}/cmdline"))?;
     let words = bytes.split(|b| *b == 0).filter(|w| !w.is_empty());
     Ok(words.map(|w| String::from_utf8_lossy(w).into_owned()).collect())
@@ -37,24 +37,24 @@ pub(super) fn command_line(pid: i32) -> anyhow::Result<Vec<String>> {
 
 /// Proportional memory of a process in bytes, by what it is for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Memory {
+pub(crate) struct Memory {
     /// The guest's own.
-    pub(super) guest: u64,
+    pub(crate) guest: u64,
     /// Translated code, in software emulation: the one kind of memory that is written and executed.
-    pub(super) translated: u64,
+    pub(crate) translated: u64,
     /// Programs and libraries, and other files.
-    pub(super) files: u64,
+    pub(crate) files: u64,
     /// Everything else: heaps and stacks.
-    pub(super) anonymous: u64,
+    pub(crate) anonymous: u64,
 }
 
 impl Memory {
-    pub(super) fn read(pid: i32) -> anyhow::Result<Self> {
+    pub(crate) fn read(pid: i32) -> anyhow::Result<Self> {
         Ok(Self::parse(&fs::read_to_string(format!("/proc/{pid}/smaps"))?))
     }
 
     /// What the host pays beside the guest's memory and the translated code.
-    pub(super) fn overhead(&self) -> u64 {
+    pub(crate) fn overhead(&self) -> u64 {
         self.files + self.anonymous
     }
 

@@ -3,7 +3,7 @@
 //! beside the guest's memory; how much it can log.
 
 mod floor;
-mod host;
+pub(crate) mod host;
 mod logs;
 mod phases;
 

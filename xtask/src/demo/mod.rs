@@ -1,21 +1,25 @@
-//! The demo: from a clean checkout to three pods behind one address, with what it took.
+//! The demo: from a clean checkout to three pods behind one address, then to ten virtual machines that started from the
+//! memory of one, with what it took.
+
+mod snapshot;
 
 use crate::shell::{self, command, cumulet, root, run_command};
-use crate::{examples, setup};
+use crate::{examples, guest, setup};
 use anyhow::Context;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// Builds, starts a cloud in a directory of its own, deploys examples/hello, asks it, shows the timings, cleans up.
+/// Builds, starts a cloud in a directory of its own, deploys the examples, asks them, shows the timings, cleans up.
 pub(crate) fn run() -> anyhow::Result<()> {
     step("installing what is missing");
     setup::run()?;
     step("building (the first time takes some minutes)");
     shell::run("cargo", &["build", "--workspace", "--all-targets", "--quiet"])?;
     examples::build()?;
+    guest::build()?;
     let state = std::env::temp_dir().join(format!("cumulet-demo-{}", std::process::id()));
-    let result = show(&state);
+    let result = show(&state).and_then(|()| snapshot::show(&state));
     let down = run_command(cloud(&state).args(["down", "--purge"]));
     result.and(down)
 }
