@@ -30,6 +30,8 @@ pub(super) struct FoundPod {
     pub(super) kind: Option<Kind>,
     /// Its cgroup, when that is not the one of its uid.
     pub(super) cgroup: Option<String>,
+    /// The template that its machine was started from; it may not have taken on its identity yet.
+    pub(super) template: Option<String>,
 }
 
 /// Looks at every pod's directory. Gives every pod of the API with what was found of it, and removes the rest.
@@ -82,6 +84,7 @@ async fn inspect(shared: &Shared, uid: &str) -> FoundPod {
                     events: Some(events),
                     address,
                     ips,
+                    template: sandbox.as_ref().and_then(template_of),
                     kind: sandbox.map(|s| kind_of(&s)),
                     cgroup,
                 };
@@ -109,6 +112,12 @@ fn kind_of(sandbox: &SandboxSpec) -> Kind {
         Some(vm) => Kind::Machine { overhead: BTreeMap::new(), snapshot: vm.memory != VmMemory::Own },
         None => Kind::Container,
     }
+}
+
+fn template_of(sandbox: &SandboxSpec) -> Option<String> {
+    let VmMemory::Clone { state, .. } = &sandbox.vm.as_ref()?.memory else { return None };
+    // The file is named after the template.
+    Some(state.file_name()?.to_str()?.split('.').next()?.to_owned())
 }
 
 fn address_of(network: &PodNetwork) -> Option<Ipv4Addr> {

@@ -79,6 +79,7 @@ impl PodContext {
             address: found.address,
             ips: found.ips.clone(),
             cgroup: found.cgroup.clone(),
+            template: found.template.clone(),
             ..Live::default()
         };
         let dirs = shared.dirs.pod(&namespace, &name, &uid)?;
