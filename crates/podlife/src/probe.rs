@@ -144,7 +144,7 @@ mod tests {
 
     #[test]
     fn eager_until_first_success() {
-        assert_eq!(run(rule(0, 10, 3), true, 100, 11_000).0, [0, 10, 30, 70, 150, 10_150]);
+        assert_eq!(run(rule(0, 10, 3), true, 100, 11_000).0, [0, 10, 25, 47, 81, 131, 10_131]);
     }
 
     #[test]
