@@ -12,7 +12,7 @@ use super::standby;
 use super::task::PodContext;
 use crate::env::Objects;
 use crate::probes;
-use crate::snapshots::{self, ANNOTATIONS, Answer, Entry, Hot, Origin, Pattern};
+use crate::snapshots::{self, ANNOTATIONS, Answer, Entry, Hot, Origin, Pattern, Unusable};
 use crate::supervisor::files::MACHINE;
 use crate::supervisor::proto::{
     IdentityParts, Request, Restored, TEMPLATE_NOTES, TEMPLATE_STATE, TemplateNotes, VmMemory,
@@ -152,10 +152,12 @@ pub(super) async fn way(
             Answer::Use => match hot(context, &entry, &compatibility).await {
                 Ok(hot) => return Ok(Way::Clone(Clone { entry, hot })),
                 // The look of the next round finds that it is gone.
-                Err(why) => {
+                Err(Unusable::Ever(why)) => {
                     let message = format!("Snapshot {} is removed: {why}", entry.short());
                     event(context, EventType::Warning, "SnapshotUnavailable", &message);
                 }
+                // The next answer is to boot.
+                Err(Unusable::Now(why)) => entry.failed(why),
             },
             Answer::Build => {
                 let origin = origin(pod);
@@ -192,13 +194,14 @@ async fn hot(
     context: &Arc<PodContext>,
     entry: &Arc<Entry>,
     here: &Compatibility,
-) -> Result<Arc<Hot>, String> {
+) -> Result<Arc<Hot>, Unusable> {
     let _one = entry.loading.lock().await;
     if let Some(hot) = entry.hot() {
         return Ok(hot);
     }
     let (shared, from, here) = (context.shared.clone(), entry.clone(), here.clone());
-    let hot = blocking(move || shared.templates.load(&from, &here)).await?;
+    let loaded = blocking(move || Ok(shared.templates.load(&from, &here)));
+    let hot = loaded.await.map_err(Unusable::Now)??;
     entry.loaded(hot.clone());
     Ok(hot)
 }

@@ -5,10 +5,12 @@
 //! name, uid and address, so that all replicas have the same. Variables of Services are left out: they would give
 //! every new Service of a namespace new templates (docs/snapshots.md says so).
 
+use super::store::compatibility;
 use crate::env::{self, Objects, PodFacts};
 use crate::images::ResolvedImage;
 use crate::supervisor::proto::VmSpec;
 use crate::volumes::payload;
+use cumulet_snapshot_format::Compatibility;
 use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, PodSpec, Secret, Service, Volume};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
@@ -192,11 +194,8 @@ fn in_guest(spec: &PodSpec) -> Result<Value, String> {
 }
 
 fn machine(vm: &VmSpec) -> Value {
-    let name = |path: &std::path::Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
-    json!({
-        "qemu": vm.qemu.version.to_string(), "qboot": vm.qemu.qboot.is_some(), "kvm": vm.kvm, "vcpus": vm.vcpus,
-        // Its name is a digest of the kernel, its modules and the agent.
-        "memory": vm.memory_bytes, "initramfs": name(&vm.initramfs),
-        "disks": vm.images.iter().map(|image| &image.serial).collect::<Vec<_>>(),
-    })
+    // The initramfs has a digest of the kernel, its modules and the agent for a name. The clock's rate is measured, and a
+    // little different each time: it is compared when a template is read.
+    let all = Compatibility { tsc_khz: None, ..compatibility(vm, "") };
+    json!({"machine": all, "memory": vm.memory_bytes})
 }

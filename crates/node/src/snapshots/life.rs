@@ -98,9 +98,10 @@ impl Life {
         *self = Self::Broken { reason, until: now + pause, failures: before + 1 };
     }
 
-    /// It lies on the disk. Whoever is building it goes on; what he makes is the same.
+    /// It lies on the disk. Whoever is building it goes on; what he makes is the same. What did not restore is not tried
+    /// again because it is there.
     pub(super) fn found(&mut self) {
-        if !matches!(self, Self::Building { .. }) {
+        if matches!(self, Self::Absent { .. }) {
             *self = Self::Ready;
         }
     }

@@ -22,7 +22,7 @@ pub(crate) use life::Answer;
 use life::Life;
 use pool::Pool;
 pub(crate) use pool::{IDLE, Pattern, Standby};
-pub(crate) use store::{Origin, compatibility, offer, publish_offer};
+pub(crate) use store::{Origin, Unusable, compatibility, offer, publish_offer};
 
 use crate::supervisor::proto::TemplateNotes;
 use crate::vm::text;

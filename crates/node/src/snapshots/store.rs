@@ -21,6 +21,14 @@ pub(crate) struct Origin {
     pub(crate) images: Vec<String>,
 }
 
+/// Why a template on the disk is not used; for people.
+pub(crate) enum Unusable {
+    /// It is damaged, gone, or made for another machine: another one has to be built.
+    Ever(String),
+    /// Something failed that may not the next time.
+    Now(String),
+}
+
 /// What a machine of this node is made with, without what is a pod's own choice.
 pub(crate) fn offer(qemu: &Qemu, kvm: bool, kernel: &str, initramfs: &Path) -> Compatibility {
     let accelerator = if kvm { Accelerator::Kvm } else { Accelerator::Tcg };
@@ -29,7 +37,7 @@ pub(crate) fn offer(qemu: &Qemu, kvm: bool, kernel: &str, initramfs: &Path) -> C
         qemu: qemu.version.to_string(),
         machine: format!("q35 {firmware}"),
         accelerator: accelerator.name().to_owned(),
-        cpu_model: default_cpu(accelerator).to_owned(),
+        cpu_model: if kvm { host_cpu() } else { default_cpu(accelerator).to_owned() },
         vcpus: 0,
         devices: Vec::new(),
         kernel: kernel.to_owned(),
@@ -38,6 +46,18 @@ pub(crate) fn offer(qemu: &Qemu, kvm: bool, kernel: &str, initramfs: &Path) -> C
         tsc_khz: qemu.tsc_khz.filter(|_| !kvm),
         arch: std::env::consts::ARCH.to_owned(),
     }
+}
+
+/// The processor that a guest sees with KVM: its model, and a digest of what it can do.
+fn host_cpu() -> String {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let value = |name: &str| {
+        let line = text.lines().find(|line| line.split(':').next().is_some_and(|key| key.trim() == name));
+        line.and_then(|line| line.split_once(':')).map_or("", |(_, value)| value.trim())
+    };
+    let parts = ["vendor_id", "cpu family", "model", "stepping", "flags"].map(|name| (name, value(name)));
+    let digest = Key::of(parts.iter().map(|(name, value)| (*name, value.as_bytes())));
+    format!("{} ({})", value("model name"), digest.short())
 }
 
 /// What a machine offers, or needs once it is a template.
@@ -69,30 +89,35 @@ impl Templates {
         }
     }
 
-    /// Reads a template, verifying it. Blocks for as long as that takes. One that cannot be used is removed.
+    /// Reads a template, verifying it. Blocks for as long as that takes. One that can never be used is removed.
     ///
     /// # Errors
-    /// It is damaged or does not fit this machine, for people.
-    pub(crate) fn load(&self, entry: &Entry, here: &Compatibility) -> Result<Arc<Hot>, String> {
-        let key = self.key(entry)?;
-        let loaded = self.read(entry, &key, here);
-        if loaded.is_err() {
+    /// [`Unusable`].
+    pub(crate) fn load(&self, entry: &Entry, here: &Compatibility) -> Result<Arc<Hot>, Unusable> {
+        let loaded = self.read(entry, here);
+        if matches!(loaded, Err(Unusable::Ever(_))) {
             self.discard(entry);
         }
         loaded
     }
 
-    fn read(&self, entry: &Entry, key: &Key, here: &Compatibility) -> Result<Arc<Hot>, String> {
-        let said = |error: Error| text(&error);
-        let template = Template::open(&self.dir, key).map_err(said)?;
+    fn read(&self, entry: &Entry, here: &Compatibility) -> Result<Arc<Hot>, Unusable> {
+        let said = |error: Error| match error {
+            Error::NotFound { .. } => Unusable::Ever(text(&error)),
+            error if error.is_damage() => Unusable::Ever(text(&error)),
+            error => Unusable::Now(text(&error)),
+        };
+        let key = self.key(entry).map_err(Unusable::Now)?;
+        let template = Template::open(&self.dir, &key).map_err(said)?;
         let header = template.header();
-        header.compatibility.fits(here).map_err(|e| e.to_string())?;
-        let notes = serde_json::from_value(header.guest.clone()).map_err(|e| format!("its notes: {e}"))?;
+        header.compatibility.fits(here).map_err(|e| Unusable::Ever(e.to_string()))?;
+        let notes = serde_json::from_value(header.guest.clone());
+        let notes = notes.map_err(|e| Unusable::Ever(format!("its notes: {e}")))?;
         let state = self.put_state(entry.key(), &template.state().map_err(said)?);
-        let state = state.map_err(|e| format!("the state: {e}"))?;
-        let memory = cumulet_vmm::template_memory(0).map_err(|e| text(&e))?;
+        let state = state.map_err(|e| Unusable::Now(format!("the state: {e}")))?;
+        let memory = cumulet_vmm::template_memory(0).map_err(|e| Unusable::Now(text(&e)))?;
         let data_bytes = template.load_memory(&memory).map_err(said)?;
-        cumulet_vmm::seal_memory(&memory).map_err(|e| text(&e))?;
+        cumulet_vmm::seal_memory(&memory).map_err(|e| Unusable::Now(text(&e)))?;
         Ok(Arc::new(Hot { memory, state, notes, data_bytes }))
     }
 
