@@ -32,6 +32,8 @@ pub(super) struct FoundPod {
     pub(super) cgroup: Option<String>,
     /// The template that its machine was started from; it may not have taken on its identity yet.
     pub(super) template: Option<String>,
+    /// It was to become a template, and may stand still for that.
+    pub(super) builds: bool,
 }
 
 /// Looks at every pod's directory. Gives every pod of the API with what was found of it, and removes the rest.
@@ -85,6 +87,7 @@ async fn inspect(shared: &Shared, uid: &str) -> FoundPod {
                     address,
                     ips,
                     template: sandbox.as_ref().and_then(template_of),
+                    builds: sandbox.as_ref().and_then(memory_of) == Some(&VmMemory::Template),
                     kind: sandbox.map(|s| kind_of(&s)),
                     cgroup,
                 };
@@ -114,9 +117,13 @@ fn kind_of(sandbox: &SandboxSpec) -> Kind {
     }
 }
 
+fn memory_of(sandbox: &SandboxSpec) -> Option<&VmMemory> {
+    sandbox.vm.as_ref().map(|vm| &vm.memory)
+}
+
+/// The key of the template, which the name of its state begins with.
 fn template_of(sandbox: &SandboxSpec) -> Option<String> {
-    let VmMemory::Clone { state, .. } = &sandbox.vm.as_ref()?.memory else { return None };
-    // The file is named after the template.
+    let Some(VmMemory::Clone { state, .. }) = memory_of(sandbox) else { return None };
     Some(state.file_name()?.to_str()?.split('.').next()?.to_owned())
 }
 

@@ -13,6 +13,7 @@ use super::task::PodContext;
 use crate::env::Objects;
 use crate::probes;
 use crate::snapshots::{self, ANNOTATIONS, Answer, Entry, Hot, Origin, Pattern, Unusable};
+use crate::supervisor::Supervisor;
 use crate::supervisor::files::MACHINE;
 use crate::supervisor::proto::{
     IdentityParts, Request, Restored, TEMPLATE_NOTES, TEMPLATE_STATE, TemplateNotes, VmMemory,
@@ -289,6 +290,8 @@ pub(super) async fn start_clone(
             entry.pool.put(standby);
         }
     }
+    let turn = async { Ok(context.shared.templates.turn().await) };
+    let _turn = context.unless_deleted(turn).await?;
     let way = Way::Clone(Clone { entry: entry.clone(), hot: hot.clone() });
     sandbox::start(context, pod, Some(ordered), &way).await
 }
@@ -296,10 +299,12 @@ pub(super) async fn start_clone(
 /// A template cannot be started from.
 pub(super) fn unusable(context: &PodContext, clone: &Clone, message: &str) {
     context.live().template = None;
-    clone.entry.failed(message.to_owned());
-    let (shared, entry) = (context.shared.clone(), clone.entry.clone());
-    // Ends by itself.
-    tokio::task::spawn_blocking(move || shared.templates.discard(&entry));
+    if clone.entry.is_to_blame() {
+        clone.entry.failed(message.to_owned());
+        let (shared, entry) = (context.shared.clone(), clone.entry.clone());
+        // Ends by itself.
+        tokio::task::spawn_blocking(move || shared.templates.discard(&entry));
+    }
     let message = format!("Snapshot {} does not restore, the machine boots: {message}", clone.entry.short());
     event(context, EventType::Warning, "SnapshotUnavailable", &message);
 }
@@ -425,6 +430,19 @@ async fn make_template(
     hot
 }
 
+/// A machine was found that an earlier process may have been saving: it goes on, and becomes no template.
+pub(super) fn go_on(context: &Arc<PodContext>, supervisor: &Arc<Supervisor>) {
+    let (context, supervisor) = (context.clone(), supervisor.clone());
+    // Ends by itself; with the process, the next one asks again.
+    tokio::spawn(async move {
+        let objects = context.shared.inputs.collect(&context.pod()).await;
+        let parts = identity(&context, "", &objects);
+        if let Err(error) = supervisor.request(Request::Continue(Box::new(parts))).await {
+            tracing::warn!(uid = context.uid, %error, "a machine that was being saved does not go on");
+        }
+    });
+}
+
 fn read_notes(path: &Path) -> Result<TemplateNotes, String> {
     let read = fs::read(path).map_err(|e| e.to_string());
     let notes = read.and_then(|bytes| serde_json::from_slice(&bytes).map_err(|e| e.to_string()));
@@ -501,6 +519,7 @@ pub(super) fn restored(context: &PodContext, restored: &Restored) {
     };
     // The first clone, which was the template, is told of by that.
     let (Some(asked_at), Some(template)) = (asked_at, template) else { return };
+    context.shared.templates.entry(&template).restored();
     let ms = |us: u64| us / 1000;
     let before = match restored.standby {
         true => "from a standby".to_owned(),

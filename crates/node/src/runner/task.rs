@@ -4,7 +4,7 @@
 //! decided and reports back through the mailbox. The timer is the one deadline that the state machine asked for last.
 
 use super::adopt::FoundPod;
-use super::snapshot::Gate;
+use super::snapshot::{self, Gate};
 use super::status::StatusWriter;
 use super::{Shared, effects, sandbox};
 use crate::dirs::PodDirs;
@@ -202,6 +202,9 @@ pub(super) async fn run(
     let mut life =
         PodLife::new(PodDigest::of(&pod), hosts, pod.status.as_ref(), found.found, Timestamp::now());
     if let (Some(supervisor), Some(events)) = (found.supervisor, found.events) {
+        if found.builds {
+            snapshot::go_on(&context, &supervisor);
+        }
         sandbox::pump(&context, supervisor, events);
     }
     let mut timer: Option<Timestamp> = None;

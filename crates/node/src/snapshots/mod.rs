@@ -30,10 +30,10 @@ use cumulet_snapshot_format::Key;
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 
 /// A template that machines can be started from at once.
 #[derive(Debug)]
@@ -63,6 +63,10 @@ pub(crate) struct Entry {
     hot: Mutex<Option<Arc<Hot>>>,
     /// It lies on the disk, too.
     stored: AtomicBool,
+    /// Clones have restored from it.
+    proven: AtomicBool,
+    /// Clones in a row that did not.
+    failures: AtomicU32,
     /// One reads it from there.
     pub(crate) loading: tokio::sync::Mutex<()>,
     pub(crate) pool: Pool,
@@ -105,6 +109,24 @@ impl Entry {
         self.stored.store(false, Ordering::Release);
         *self.slot() = None;
         self.changed.send_replace(());
+    }
+
+    /// A clone has restored from it.
+    pub(crate) fn restored(&self) {
+        self.proven.store(true, Ordering::Release);
+        self.failures.store(0, Ordering::Release);
+    }
+
+    /// A clone did not restore. True when that is the template's fault: one that has restored before cannot have
+    /// changed, and a busy machine is no reason to lose it.
+    pub(crate) fn is_to_blame(&self) -> bool {
+        let failures = self.failures.fetch_add(1, Ordering::AcqRel) + 1;
+        let to_blame = failures >= MAX_FAILURES || !self.proven.load(Ordering::Acquire);
+        if to_blame {
+            self.proven.store(false, Ordering::Release);
+            self.failures.store(0, Ordering::Release);
+        }
+        to_blame
     }
 
     /// It was found on the disk.
@@ -163,7 +185,14 @@ pub(crate) struct Templates {
     budget_bytes: u64,
     /// Held only for look-ups and changes of the map.
     entries: Mutex<HashMap<String, Arc<Entry>>>,
+    /// Restores that may go on at once: of many that share few processors none would answer in time.
+    turns: Semaphore,
 }
+
+/// Restores at once for each processor: one that waits for the disk or for its QEMU leaves room for another.
+const RESTORES_PER_CPU: usize = 2;
+/// Clones of a template that restored before that may fail in a row before the template is given up.
+const MAX_FAILURES: u32 = 3;
 
 impl Templates {
     /// Templates below the state directory. What an earlier process had in use is forgotten: its clones hold it.
@@ -178,7 +207,15 @@ impl Templates {
         if let Err(error) = cumulet_snapshot_format::clean(&dir) {
             tracing::warn!(error = text(&error), "unfinished snapshots are left");
         }
-        Self { dir, budget_bytes, entries: Mutex::default() }
+        let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let turns = Semaphore::new(cpus * RESTORES_PER_CPU);
+        Self { dir, budget_bytes, entries: Mutex::default(), turns }
+    }
+
+    /// Waits for a turn to restore a clone, which lasts as long as what it gives.
+    pub(crate) async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        // It is never closed.
+        self.turns.acquire().await.ok()
     }
 
     /// The entry of a key.
@@ -191,6 +228,8 @@ impl Templates {
                 changed: watch::Sender::new(()),
                 hot: Mutex::default(),
                 stored: AtomicBool::new(false),
+                proven: AtomicBool::new(false),
+                failures: AtomicU32::new(0),
                 loading: tokio::sync::Mutex::default(),
                 pool: Pool::default(),
             })

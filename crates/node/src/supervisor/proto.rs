@@ -79,7 +79,8 @@ pub enum Request {
     /// devices' state and [`TemplateNotes`] are written to [`TEMPLATE_STATE`] and [`TEMPLATE_NOTES`] in the machine's
     /// directory, QEMU ends. The memory is then what it was, and the containers stand still until [`Self::Continue`].
     SaveTemplate,
-    /// Goes on after [`Self::SaveTemplate`], as a clone of what was saved.
+    /// Goes on after [`Self::SaveTemplate`], as a clone of what was saved. A machine that is not being saved goes on
+    /// anyway.
     Continue(Box<IdentityParts>),
     /// Gives a standby clone, whose network is that of [`PodNetwork`], its pod. Its directory was renamed before.
     Become(Box<SandboxSpec>, PodNetwork),

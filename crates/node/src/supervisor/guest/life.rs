@@ -150,6 +150,7 @@ impl Machine {
             order = self.go_on_ordered() => order,
             () = self.stop.notified() => return Err("the pod was shut down".to_owned()),
         };
+        self.orders.standing.set(false);
         let state = self.record.dir.join(MACHINE).join(TEMPLATE_STATE);
         // Its streams go on in the same link.
         let clone = Clone::again(self.orders.notes.borrow().clone());

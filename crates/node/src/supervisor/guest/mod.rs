@@ -88,6 +88,8 @@ pub(super) struct Machine {
 struct Orders {
     save: RefCell<Option<SaveOrder>>,
     go_on: RefCell<Option<ContinueOrder>>,
+    /// It is being saved, or was and has not gone on yet.
+    standing: Cell<bool>,
     notes: RefCell<TemplateNotes>,
     /// Told when there is an order.
     told: Notify,

@@ -36,6 +36,9 @@ impl Machine {
         if self.vm().memory != VmMemory::Template || *self.phase.borrow() != Phase::Ready {
             return refuse("Conflict", "this machine cannot become a template now");
         }
+        if self.orders.standing.replace(true) {
+            return refuse("Conflict", "this machine is being saved already");
+        }
         let (sender, receiver) = oneshot::channel();
         self.orders.save.borrow_mut().replace(sender);
         self.orders.told.notify_one();
@@ -48,6 +51,10 @@ impl Machine {
 
     /// [`crate::supervisor::proto::Request::Continue`].
     pub(in crate::supervisor) async fn go_on(&self, parts: IdentityParts) -> Reply {
+        // A main process that has just come does not know how far the one before it was.
+        if !self.orders.standing.get() {
+            return Reply::Ok;
+        }
         let (sender, receiver) = oneshot::channel();
         self.orders.go_on.borrow_mut().replace((parts, sender));
         self.orders.told.notify_one();
@@ -71,7 +78,11 @@ impl Machine {
                     qemu.resume().await;
                     // A guest that does not thaw ends by its probes.
                     let _ = link.request(Request::Thaw).await;
+                    self.orders.standing.set(false);
                     let _ = order.send(Err(why));
+                    if let Some((_, waiting)) = self.orders.go_on.borrow_mut().take() {
+                        let _ = waiting.send(Ok(()));
+                    }
                 }
             }
         }
