@@ -248,6 +248,8 @@ pub(super) async fn start_clone(
     clone: &Clone,
 ) -> Result<Vec<String>, String> {
     let Clone { entry, hot } = clone;
+    // Before a standby is taken, for which nobody would care after an error.
+    let hostname = Hostname::of(pod, &context.shared.config)?;
     let vm = ordered.parts.spec(context, pod, Ipv4Addr::UNSPECIFIED, ordered.overhead);
     let namespace = pod.metadata.namespace.clone().unwrap_or_default();
     let taken = entry.pool.take(Instant::now(), annotation(pod, "standby"), Pattern { namespace, vm });
@@ -255,7 +257,8 @@ pub(super) async fn start_clone(
     let (shared, used) = (context.shared.clone(), entry.clone());
     // Ends by itself; nobody waits for it.
     tokio::task::spawn_blocking(move || shared.templates.touch(&used));
-    context.live().template = Some(entry.key().to_owned());
+    let template = || Some(entry.key().to_owned());
+    context.live().template = template();
     // A standby's directory becomes the pod's: there must be none yet.
     if let Some(standby) = taken {
         if !*context.placed.borrow() {
@@ -266,7 +269,6 @@ pub(super) async fn start_clone(
                 (live.address, live.cgroup) = (Some(address), Some(standby.cgroup.clone()));
                 live.ips.clone_from(&ips);
             }
-            let hostname = Hostname::of(pod, &context.shared.config)?;
             let mut spec = sandbox::sandbox_spec(context, pod, hostname.name.clone());
             let mut vm = ordered.parts.spec(context, pod, address, ordered.overhead);
             vm.memory = VmMemory::Clone { state: hot.state.clone(), notes: hot.notes.clone() };
@@ -284,6 +286,8 @@ pub(super) async fn start_clone(
                 Err(error) => {
                     tracing::warn!(uid = context.uid, error, "a standby could not become the pod");
                     sandbox::remove(context).await;
+                    // The next clone needs its identity just the same.
+                    context.live().template = template();
                 }
             }
         } else {
