@@ -1,4 +1,4 @@
-//! Tasks of this repository: `cargo xtask setup | demo | test | bench NAME | fuzz NAME | lint | examples | guest | schema`.
+//! Tasks of this repository: `cargo xtask setup | demo | test | bench NAME | fuzz NAME | lint | examples | guest | guest-faults | schema`.
 //!
 //! Only the standard library and two small crates, so that it is built in seconds on a machine on which nothing else
 //! can be built yet: `setup` is what makes the rest buildable.
@@ -28,6 +28,7 @@ cargo xtask <task>
   lint         checks dependency direction, module docs and sizes
   examples     builds the programs that the examples' images contain
   guest        builds the agent for virtual machines and puts it beside the program, with their kernel
+  guest-faults builds an agent that can do wrong, for tests
   schema       regenerates the schema table from Kubernetes' Go sources (--from DIR)
 ";
 
@@ -53,6 +54,7 @@ fn run(args: &[String]) -> anyhow::Result<()> {
         Some("lint") => lint::run(),
         Some("examples") => examples::build(),
         Some("guest") => guest::build(),
+        Some("guest-faults") => guest::build_faulty(),
         Some("schema") => schema::run(rest),
         None | Some("help" | "--help" | "-h") => {
             print!("{USAGE}");

@@ -21,6 +21,7 @@ pub(crate) fn run(filter: &[String]) -> anyhow::Result<()> {
     // One build of everything first: the end-to-end tests need the program, and one feature set serves all.
     timed("build", || shell::run("cargo", &["build", "--workspace", "--all-targets", "--quiet"]))?;
     timed("guest", guest::build)?;
+    timed("guest with faults", guest::build_faulty)?;
     let before = leftovers()?;
     timed("tests", || {
         let args = [

@@ -13,8 +13,15 @@ pub(crate) fn now_us() -> i64 {
     i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }
 
-/// Sets the clock to the host's.
-pub(crate) fn set(us: i64) -> Result<(), Error> {
+/// Microseconds of the monotonic clock.
+pub(crate) fn monotonic_us() -> u64 {
+    u64::try_from(sys::monotonic().as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Sets the clock to the host's, which it was at a moment of the monotonic clock, or is now.
+pub(crate) fn set(us: i64, at_us: Option<u64>) -> Result<(), Error> {
+    let since = at_us.map_or(0, |at| monotonic_us().saturating_sub(at));
+    let us = us.saturating_add_unsigned(since);
     if now_us().abs_diff(us) <= TOLERANCE_US.unsigned_abs() {
         return Ok(());
     }

@@ -17,6 +17,7 @@ mod boot;
 mod clock;
 mod container;
 mod error;
+mod fault;
 mod net;
 mod pod;
 mod poll;

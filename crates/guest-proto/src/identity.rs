@@ -26,8 +26,11 @@ pub struct Identity {
     pub generation: u64,
     /// Fresh bytes for the kernel's random generator, at least [`MIN_ENTROPY_BYTES`].
     pub entropy: Bytes,
-    /// Wall clock at sending, in microseconds since the epoch.
+    /// Wall clock in microseconds since the epoch, at sending or at the moment of `clock_at_us`.
     pub clock_us: i64,
+    /// The moment of `clock_us` by the guest's monotonic clock, in microseconds. An identity may be long on its way to a
+    /// busy guest.
+    pub clock_at_us: Option<u64>,
     /// Host name.
     pub hostname: String,
     /// 32 hexadecimal digits.

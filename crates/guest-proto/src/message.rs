@@ -77,6 +77,8 @@ pub enum Request {
     Quiesce,
     /// Takes on an identity, with containers frozen: the first thing after a restore.
     Adopt(Box<Identity>),
+    /// Tells the guest's own clock. Answered with [`Reply::Clock`] at once.
+    Clock,
     /// Tells what is used. Answered with [`Reply::Stats`].
     Stats,
     /// Ends: SIGTERM to every container's main process, SIGKILL after the grace, then power off. Answered before
@@ -116,6 +118,11 @@ pub enum Reply {
         reason: String,
         /// For people.
         message: String,
+    },
+    /// To [`Request::Clock`].
+    Clock {
+        /// Microseconds of the guest's monotonic clock.
+        monotonic_us: u64,
     },
     /// To [`Request::Stats`].
     Stats(Box<Stats>),

@@ -56,7 +56,7 @@ impl Agent {
         let began = Instant::now();
         match phase {
             Phase::Entropy => random::reseed(&identity.entropy.0)?,
-            Phase::Clock => clock::set(identity.clock_us)?,
+            Phase::Clock => clock::set(identity.clock_us, identity.clock_at_us)?,
             Phase::Names => {
                 set_hostname(&identity.hostname)?;
                 self.configured()?.write_names(&identity.machine_id, &identity.boot_id)?;

@@ -3,6 +3,7 @@
 use super::Agent;
 use crate::container::cgroup::Cgroup;
 use crate::error::{Doing, Error};
+use crate::fault::{self, Fault};
 use crate::net;
 use crate::pod::Pod;
 use cumulet_guest_proto::guest::{FromHost, RequestId};
@@ -82,7 +83,13 @@ impl Agent {
             Request::Quiesce => self.quiesce().map(Some),
             Request::Adopt(identity) => {
                 let reply = self.adopt(*identity).map_or_else(|error| error.reply(), Reply::Adopted);
+                if fault::has(Fault::NoAcknowledgement) {
+                    return;
+                }
                 return self.link.reply(id, reply);
+            }
+            Request::Clock => {
+                return self.link.reply(id, Reply::Clock { monotonic_us: crate::clock::monotonic_us() });
             }
             Request::Stats => return self.link.reply(id, Reply::Stats(Box::new(self.stats()))),
             Request::Shutdown { grace_ms } => {
@@ -131,6 +138,9 @@ impl Agent {
     /// Stops or continues all containers.
     pub(super) fn set_frozen(&mut self, frozen: bool) -> Result<(), Error> {
         if self.frozen != frozen {
+            if frozen && fault::has(Fault::NoFreeze) {
+                return Err(Error::Timeout("the containers do not stand still".to_owned()));
+            }
             let result = Cgroup::pod().set_frozen(frozen, FREEZE);
             if frozen && result.is_err() {
                 // All or none.

@@ -54,7 +54,7 @@ impl Pod {
             random::reseed(&order.entropy.0)?;
         }
         if order.clock_us > 0 {
-            clock::set(order.clock_us)?;
+            clock::set(order.clock_us, None)?;
         }
         set_hostname(&order.hostname)?;
         net::loopback_up()?;

@@ -35,6 +35,11 @@ pub(super) const IDENTITY_FAILED: &str = "IdentityFailed";
 /// How long taking on an identity may last without its hook. Some tens of milliseconds on a machine at rest.
 const IDENTITY: Duration = Duration::from_secs(10);
 
+/// A question for the guest's clock that took no longer is good enough.
+const CLOCK_GOOD_US: i64 = 20_000;
+/// Most such questions.
+const CLOCK_QUESTIONS: u32 = 3;
+
 /// The share of the processors that a cgroup begins with, in the units of version 1.
 const SHARES: u64 = 1024;
 
@@ -162,7 +167,10 @@ impl Machine {
             }
         }
         let generation = clone.next_generation();
-        let identity = Identity { generation, etc, volumes, ..self.identity(&network, parts)? };
+        let mut identity = Identity { generation, etc, volumes, ..self.identity(&network, parts)? };
+        if let Ok(Some((clock_us, at_us))) = timeout(IDENTITY, clock(link)).await {
+            (identity.clock_us, identity.clock_at_us) = (clock_us, Some(at_us));
+        }
         let hook = parts.after_restore.as_ref().map_or(0, |hook| hook.timeout_ms);
         let report = take_on(link, identity, IDENTITY + Duration::from_millis(hook)).await?;
         {
@@ -240,6 +248,23 @@ impl Machine {
         }
         Reply::Ok
     }
+}
+
+/// What time it was at a moment of the guest's own clock: in the middle between a question and its answer.
+async fn clock(link: &Link) -> Option<(i64, u64)> {
+    let mut best: Option<(i64, i64, u64)> = None;
+    for _ in 0..CLOCK_QUESTIONS {
+        let asked = now_us();
+        let Ok(message::Reply::Clock { monotonic_us }) = link.request(Request::Clock).await else { break };
+        let took = now_us() - asked;
+        if best.is_none_or(|(least, ..)| took < least) {
+            best = Some((took, asked + took / 2, monotonic_us));
+        }
+        if took <= CLOCK_GOOD_US {
+            break;
+        }
+    }
+    best.map(|(_, clock_us, at_us)| (clock_us, at_us))
 }
 
 /// Has the agent take on an identity.
