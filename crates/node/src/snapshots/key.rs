@@ -199,3 +199,7 @@ fn machine(vm: &VmSpec) -> Value {
     let all = Compatibility { tsc_khz: None, ..compatibility(vm, "") };
     json!({"machine": all, "memory": vm.memory_bytes})
 }
+
+#[cfg(test)]
+#[path = "key_tests.rs"]
+mod tests;

@@ -117,6 +117,7 @@ impl Life {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn one_builds_and_the_others_wait() {
@@ -157,5 +158,87 @@ mod tests {
             life.failed("why".into(), now);
         }
         assert_eq!(life.ask("b", now + RETRY_LONGEST), Answer::Build);
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Ask(u8),
+        Built(u8),
+        Abandoned(u8),
+        Failed(u8),
+        Found,
+        Removed,
+        Later(u64),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            (0..4_u8).prop_map(Step::Ask),
+            (0..4_u8).prop_map(Step::Built),
+            (0..4_u8).prop_map(Step::Abandoned),
+            (0..4_u8).prop_map(Step::Failed),
+            Just(Step::Found),
+            Just(Step::Removed),
+            (0..4000_u64).prop_map(Step::Later),
+        ];
+        proptest::collection::vec(step, 0..60)
+    }
+
+    proptest! {
+        /// Whatever happens: never two builders, nobody uses what is not there, nobody waits for one who does not
+        /// build, and after the longest pause somebody may build again.
+        #[test]
+        fn one_builder_and_no_endless_wait(steps in steps()) {
+            let mut now = Instant::now();
+            let mut life = Life::new();
+            // What is true in the world: who builds, and whether there is something to start from.
+            let (mut builder, mut there): (Option<u8>, bool) = (None, false);
+            for step in steps {
+                match step {
+                    Step::Ask(pod) => match life.ask(&pod.to_string(), now) {
+                        Answer::Build => {
+                            prop_assert!(builder.is_none_or(|other| other == pod), "two builders");
+                            prop_assert!(!there, "built although it is there");
+                            builder = Some(pod);
+                        }
+                        Answer::Wait(other) => prop_assert_eq!(Some(other), builder.map(|b| b.to_string())),
+                        Answer::Use => prop_assert!(there, "used although it is not there"),
+                        Answer::Boot(_) => prop_assert!(builder.is_none() && !there),
+                    },
+                    Step::Built(pod) => {
+                        let built = life.built(&pod.to_string());
+                        prop_assert_eq!(built, builder == Some(pod));
+                        if built {
+                            (builder, there) = (None, true);
+                        }
+                    }
+                    Step::Abandoned(pod) => {
+                        life.abandoned(&pod.to_string());
+                        builder = builder.filter(|b| *b != pod);
+                    }
+                    // The builder fails, or without one, a clone does.
+                    Step::Failed(pod) if builder.is_none_or(|b| b == pod) => {
+                        life.failed("why".to_owned(), now);
+                        (builder, there) = (None, false);
+                    }
+                    Step::Failed(_) => {}
+                    Step::Found => {
+                        // What did not restore is not tried again because it is there.
+                        there |= matches!(life, Life::Absent { .. });
+                        life.found();
+                    }
+                    Step::Removed => {
+                        life.removed();
+                        there = false;
+                    }
+                    Step::Later(seconds) => now += Duration::from_secs(seconds),
+                }
+            }
+            if let Some(builder) = builder {
+                life.abandoned(&builder.to_string());
+            }
+            let answer = life.ask("last", now + RETRY_LONGEST);
+            prop_assert!(matches!(answer, Answer::Build | Answer::Use), "{answer:?}");
+        }
     }
 }
