@@ -5,6 +5,7 @@
 
 use anyhow::{Context, bail};
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -16,6 +17,8 @@ pub const DEADLINE: Duration = Duration::from_secs(60);
 /// A running cloud.
 pub struct Cloud {
     dir: TempDir,
+    /// Variables of the program.
+    variables: Vec<(String, OsString)>,
 }
 
 /// The program under test.
@@ -38,9 +41,21 @@ pub fn examples() -> PathBuf {
 impl Cloud {
     /// Starts a cloud and waits until it is ready.
     pub fn start() -> anyhow::Result<Self> {
-        let cloud = Self { dir: tempfile::Builder::new().prefix("cumulet-test-").tempdir()? };
+        let cloud = Self::new()?;
         cloud.up()?;
         Ok(cloud)
+    }
+
+    /// A cloud that has not been started.
+    pub fn new() -> anyhow::Result<Self> {
+        let dir = tempfile::Builder::new().prefix("cumulet-test-").tempdir()?;
+        Ok(Self { dir, variables: Vec::new() })
+    }
+
+    /// Gives the program a variable of its environment from now on.
+    pub fn with_variable(mut self, name: &str, value: impl Into<OsString>) -> Self {
+        self.variables.push((name.to_owned(), value.into()));
+        self
     }
 
     /// Starts a cloud that has the image `hello:1`.
@@ -92,7 +107,8 @@ impl Cloud {
 
     /// Runs the program on this cloud and gives its standard output.
     pub fn cumulet(&self, args: &[&str]) -> anyhow::Result<String> {
-        succeed(Command::new(program()).arg("--state-dir").arg(self.dir()).args(args))
+        let variables = self.variables.iter().map(|(name, value)| (name, value));
+        succeed(Command::new(program()).arg("--state-dir").arg(self.dir()).args(args).envs(variables))
     }
 
     /// A kubectl command on this cloud.
@@ -180,7 +196,7 @@ impl Registry {
     /// Starts it with one user.
     pub fn start(user: &str, password: &str) -> anyhow::Result<Self> {
         use std::os::unix::fs::OpenOptionsExt;
-        let cloud = Cloud { dir: tempfile::Builder::new().prefix("cumulet-test-").tempdir()? };
+        let cloud = Cloud::new()?;
         let users = cloud.dir().join("users");
         let mut file = std::fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(&users)?;
         std::io::Write::write_all(&mut file, format!("{user}:{password}\n").as_bytes())?;

@@ -29,6 +29,8 @@ mod old_kubectl;
 mod pods;
 mod registry;
 mod selectors;
+mod snapshot_faults;
+mod snapshots;
 mod vm;
 mod volumes;
 
