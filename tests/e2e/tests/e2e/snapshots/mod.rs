@@ -18,7 +18,7 @@ use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::Command;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Clones, and how many are asked for at once.
@@ -82,27 +82,34 @@ struct Said {
     lines: Vec<(Instant, String)>,
 }
 
+/// By the address of the other end.
+type Connections = BTreeMap<SocketAddr, Said>;
+
+fn locked(all: &Mutex<Connections>) -> MutexGuard<'_, Connections> {
+    all.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Somebody on the host to whom the probes have connections.
 struct Peer {
     port: u16,
-    said: Arc<Mutex<BTreeMap<SocketAddr, Said>>>,
+    said: Arc<Mutex<Connections>>,
 }
 
 impl Peer {
     fn start() -> anyhow::Result<Self> {
         let listener = TcpListener::bind("0.0.0.0:0")?;
         let port = listener.local_addr()?.port();
-        let said: Arc<Mutex<BTreeMap<SocketAddr, Said>>> = Arc::default();
+        let said: Arc<Mutex<Connections>> = Arc::default();
         let all = said.clone();
         // Ends with the test's process, as do its connections' threads.
         std::thread::spawn(move || {
             for stream in listener.incoming().filter_map(Result::ok) {
                 let Ok(from) = stream.peer_addr() else { continue };
                 let all = all.clone();
-                all.lock().unwrap().entry(from).or_default();
+                locked(&all).entry(from).or_default();
                 std::thread::spawn(move || {
                     for line in BufReader::new(stream).lines().map_while(Result::ok) {
-                        all.lock().unwrap().entry(from).or_default().lines.push((Instant::now(), line));
+                        locked(&all).entry(from).or_default().lines.push((Instant::now(), line));
                     }
                 });
             }
@@ -341,7 +348,7 @@ fn strangers(senders: &BTreeSet<Sender>, its_tap: &str, mac: &str, ip: Ipv4Addr)
 
 /// Nobody says anything on the connection of another.
 fn connections(peer: &Peer, seen: &mut Seen) {
-    for (from, said) in peer.said.lock().unwrap().iter() {
+    for (from, said) in locked(&peer.said).iter() {
         let names: BTreeSet<&str> = said.lines.iter().map(|(_, name)| name.as_str()).collect();
         if names.len() > 1 {
             seen.complaints.push(format!("{names:?} all spoke on the connection from {from}"));

@@ -12,13 +12,15 @@ fn pod(name: &str) -> String {
              - {{name: secret, mountPath: /secret}}\n"
         )
     };
-    let counts = "i=0; while true; do i=$((i+1)); echo $i; sleep 0.05; done";
+    // Ready when it has said something, so that a clone could say it again.
+    let counts = "i=0; while true; do i=$((i+1)); echo $i; [ $i = 10 ] && touch /tmp/warm; sleep 0.05; done";
+    let ready = "    readinessProbe: {exec: {command: [test, -e, /tmp/warm]}}\n";
     let ends = "echo begins; until [ -e /tmp/end ]; do sleep 0.1; done; exit 4";
     format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  runtimeClassName: vm-snapshot\n  \
          terminationGracePeriodSeconds: 1\n  volumes:\n  - {{name: made, emptyDir: {{}}}}\n  \
          - {{name: config, configMap: {{name: config}}}}\n  - {{name: secret, secret: {{secretName: secret}}}}\n  \
-         initContainers:\n{}  containers:\n{}{}",
+         initContainers:\n{}  containers:\n{}{ready}{}",
         container("prepares", "echo prepared; cat /proc/sys/kernel/random/uuid > /made/once"),
         container("counts", counts),
         container("ends", ends)
