@@ -15,7 +15,7 @@ use super::{Machine, Phase};
 use crate::supervisor::backend::refuse;
 use crate::supervisor::proto::{
     ContainerStart, Ended, Event, IdentityParts, InstanceState, PodNetwork, Reply, Restored, SandboxSpec,
-    TemplateNotes,
+    TemplateNotes, VmMemory,
 };
 use crate::supervisor::record::{new_id, now_us};
 use cumulet_container::Resources;
@@ -185,6 +185,12 @@ impl Machine {
 
     /// Carries out an order for the first instance of a container that is in the template; `None` when it is not.
     pub(super) async fn take_over(self: &Rc<Self>, order: &ContainerStart) -> Option<Result<(), Reply>> {
+        // A main process that has just come may order before the clone has answered; that it is one is known then.
+        if matches!(self.vm().memory, VmMemory::Clone { .. })
+            && let Err(reply) = self.ready().await
+        {
+            return Some(Err(reply));
+        }
         let clone = self.clone.borrow().clone()?;
         let of = clone.notes.containers.get(&order.name)?.clone();
         if clone.taken.borrow().contains(&order.name) {
