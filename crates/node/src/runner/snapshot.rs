@@ -16,7 +16,7 @@ use crate::snapshots::{self, ANNOTATIONS, Answer, Entry, Hot, Origin, Pattern, U
 use crate::supervisor::Supervisor;
 use crate::supervisor::files::MACHINE;
 use crate::supervisor::proto::{
-    IdentityParts, Request, Restored, TEMPLATE_NOTES, TEMPLATE_STATE, TemplateNotes, VmMemory,
+    IdentityParts, Request, Restored, TEMPLATE_NOTES, TEMPLATE_STATE, TemplateNotes, VmMemory, VmSpec,
 };
 use crate::vm::text;
 use crate::volumes::etc::Hostname;
@@ -88,8 +88,8 @@ struct Building {
     memory: File,
     uid: String,
     began: Instant,
-    /// How it is to be kept on the disk.
-    kept_as: Option<(Origin, Compatibility)>,
+    /// How it is to be kept on the disk, and what standbys are made from.
+    kept_as: Option<((Origin, Compatibility), Pattern)>,
     /// The pod is ready, and is being saved.
     saving: bool,
     /// The status that says so.
@@ -162,7 +162,7 @@ pub(super) async fn way(
             },
             Answer::Build => {
                 let origin = origin(pod);
-                return build(context, entry, draft.memory_bytes, (origin, compatibility));
+                return build(context, entry, draft, (origin, compatibility));
             }
             Answer::Wait(_) => {
                 if !std::mem::replace(&mut told, true) {
@@ -227,15 +227,16 @@ fn origin(pod: &Pod) -> Origin {
 fn build(
     context: &PodContext,
     entry: Arc<Entry>,
-    memory_bytes: u64,
+    vm: VmSpec,
     kept_as: (Origin, Compatibility),
 ) -> Result<Way, String> {
-    let memory = cumulet_vmm::template_memory(memory_bytes).map_err(|e| text(&e))?;
+    let memory = cumulet_vmm::template_memory(vm.memory_bytes).map_err(|e| text(&e))?;
     let own = memory.try_clone().map_err(|e| format!("the template's memory: {e}"))?;
     let message = format!("The pod boots, and becomes snapshot {} when it is ready", entry.short());
     event(context, EventType::Normal, "BuildingSnapshot", &message);
     let (uid, began) = (context.uid.clone(), Instant::now());
-    let kept_as = Some(kept_as);
+    let pattern = Pattern { namespace: kept_as.0.namespace.clone(), vm };
+    let kept_as = Some((kept_as, pattern));
     *context.gate.lock() = Some(Building { entry, memory, uid, began, kept_as, saving: false, held: None });
     Ok(Way::Build(own))
 }
@@ -377,7 +378,9 @@ async fn save(context: &Arc<PodContext>) {
             event(context, EventType::Normal, "SnapshotBuilt", &message);
             entry.built(&context.uid, hot.clone());
             let kept_as = context.gate.lock().as_mut().and_then(|building| building.kept_as.take());
-            if let Some(kept_as) = kept_as {
+            if let Some((kept_as, pattern)) = kept_as {
+                entry.pool.note(Instant::now(), annotation(&context.pod(), "standby"), pattern);
+                standby::keep(&context.shared, &entry);
                 // Ends by itself; with the process, what it has written is removed by the next one.
                 tokio::spawn(keep(context.clone(), entry, hot, kept_as));
             }

@@ -63,6 +63,12 @@ pub(crate) struct Pool {
 impl Pool {
     /// A pod starts; a standby for it, if there is one.
     pub(crate) fn take(&self, now: Instant, asked: Option<usize>, pattern: Pattern) -> Option<Standby> {
+        self.note(now, asked, pattern);
+        self.state().ready.pop_front()
+    }
+
+    /// A pod starts otherwise, or has become the template.
+    pub(crate) fn note(&self, now: Instant, asked: Option<usize>, pattern: Pattern) {
         let mut state = self.state();
         state.starts.push_back(now);
         if state.starts.len() > MAX_STARTS {
@@ -70,7 +76,6 @@ impl Pool {
         }
         state.asked = asked.map(|n| n.min(MAX_STANDBYS));
         state.pattern = Some(pattern);
-        state.ready.pop_front()
     }
 
     /// Takes note of a standby.
