@@ -139,14 +139,18 @@ fn damaged_templates_are_not_used() -> anyhow::Result<()> {
 fn flip(path: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::FileExt;
     let file = fs::OpenOptions::new().read(true).write(true).open(path)?;
-    let mut byte = [0];
-    let mut at = file.metadata()?.len() / 2;
-    // Of the memory only what is not zero is there.
-    while byte[0] == 0 && at > 0 {
-        at -= 1;
-        file.read_exact_at(&mut byte, at)?;
+    let mut piece = vec![0; 1 << 20];
+    let mut from = file.metadata()?.len() / 2;
+    // What is zero is not there.
+    loop {
+        from = from.saturating_sub(piece.len() as u64);
+        file.read_exact_at(&mut piece, from)?;
+        match piece.iter().position(|byte| *byte != 0) {
+            Some(at) => return file.write_all_at(&[piece[at] ^ 1], from + at as u64),
+            None if from == 0 => return Err(std::io::Error::other("nothing but zeros")),
+            None => {}
+        }
     }
-    file.write_all_at(&[byte[0] ^ 1], at)
 }
 
 /// `kill -9` of the main process while the first pod boots, when it has been saved, and while clones are made.
