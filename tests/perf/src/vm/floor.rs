@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 /// The tap, and the two addresses on it, of the range for benchmarks (RFC 2544).
 const TAP: &str = "cumperf0";
 const HERE: &str = "198.18.77.1";
-const THERE: &str = "198.18.77.2";
+pub(crate) const THERE: &str = "198.18.77.2";
 const MAC: &str = "02:00:00:00:00:02";
 /// What the network needs, in the order in which it loads.
 const NET: &[&str] = &[
@@ -39,18 +39,20 @@ const FLOOD: usize = 128 << 20;
 const SAME: &[&str] = &["-display", "-sandbox", "-accel", "-cpu", "-smp", "-m", "-rtc", "-bios"];
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Everything that does not differ between runs. The tap goes with it.
-pub(super) struct Floor {
-    dir: tempfile::TempDir,
+/// What a machine that is started by hand has in common with one of the cloud's.
+pub(crate) struct Like {
     /// As the cloud's machine has them.
     options: Vec<String>,
+    /// Bytes of memory.
+    pub(crate) memory: String,
     parameters: String,
-    kernel: PathBuf,
+    /// The directory of the cloud's kernel.
+    pub(crate) kernel: PathBuf,
 }
 
-impl Floor {
-    /// Prepares machines like that of a process with the kernel of a cloud.
-    pub(super) fn like(machine: i32, cloud: &Path) -> anyhow::Result<Self> {
+impl Like {
+    /// Reads the command line of a cloud's machine; `machine` is the process of its QEMU.
+    pub(crate) fn of(machine: i32, cloud: &Path) -> anyhow::Result<Self> {
         let words = host::command_line(machine)?;
         let value = |name: &str| words.iter().position(|w| w == name).and_then(|at| words.get(at + 1));
         let mut options: Vec<String> = SAME
@@ -60,20 +62,70 @@ impl Floor {
             .collect();
         let board = value("-machine").context("a machine without -machine")?;
         let memory = value("-m").and_then(|m| m.strip_prefix("size=")).context("a machine without -m")?;
-        let size = memory.trim_end_matches('B');
         options.extend(["-machine".to_owned(), board.clone()]);
-        options.extend(["-object".to_owned(), format!("memory-backend-memfd,id=ram,size={size},share=on")]);
-        let kernel = cloud.join("kernel/current");
-        let dir = tempfile::tempdir()?;
-        archive(&kernel.join("modules"), &build_init(dir.path())?, &dir.path().join("initramfs"))?;
         let parameters = format!("{} address={THERE}", value("-append").context("no kernel parameters")?);
-        let floor = Self { dir, options, parameters, kernel };
+        let memory = memory.trim_end_matches('B').to_owned();
+        Ok(Self { options, memory, parameters, kernel: cloud.join("kernel/current") })
+    }
+
+    /// QEMU with these options, a kernel, and a network device on the tap; without memory and console. `unpacked` is what the
+    /// cloud starts; without it the distribution's packed kernel and QEMU's own firmware.
+    pub(crate) fn command(&self, unpacked: bool, initramfs: &Path) -> Command {
+        let mut command = Command::new("qemu-system-x86_64");
+        let firmware = self.options.iter().position(|o| o == "-bios").filter(|_| !unpacked);
+        for (at, option) in self.options.iter().enumerate() {
+            if firmware.is_none_or(|bios| at != bios && at != bios + 1) {
+                command.arg(option);
+            }
+        }
+        let kernel = self.kernel.join(if unpacked { "vmlinux" } else { "vmlinuz" });
+        command.args(["-nodefaults", "-no-user-config", "-kernel"]).arg(kernel);
+        command.arg("-initrd").arg(initramfs).args(["-append", &self.parameters]);
+        command.args(["-device", "isa-serial,chardev=console"]);
+        command.args(["-netdev", &format!("tap,id=net0,ifname={TAP},script=no,downscript=no")]);
+        command
+            .args(["-device", &format!("virtio-net-pci,netdev=net0,mac={MAC},romfile=,disable-legacy=on")]);
+        command
+    }
+}
+
+/// The host's side of the network of such a machine; removed when dropped.
+pub(crate) struct Tap(());
+
+impl Tap {
+    pub(crate) fn new() -> anyhow::Result<Self> {
         ip(&["tuntap", "add", "dev", TAP, "mode", "tap", "vnet_hdr"])?;
+        let tap = Self(());
         ip(&["addr", "add", &format!("{HERE}/30"), "dev", TAP])?;
         ip(&["link", "set", TAP, "up"])?;
         // Nobody has to ask for the guest's hardware address, which would take a second when the guest is not up.
         ip(&["neigh", "replace", THERE, "lladdr", MAC, "dev", TAP, "nud", "permanent"])?;
-        Ok(floor)
+        Ok(tap)
+    }
+}
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        // A tap that cannot be removed is seen by the check for what tests leave behind.
+        let _ = ip(&["link", "del", TAP]);
+    }
+}
+
+/// Everything that does not differ between runs. The tap goes with it.
+pub(super) struct Floor {
+    dir: tempfile::TempDir,
+    like: Like,
+    _tap: Tap,
+}
+
+impl Floor {
+    /// Prepares machines like that of a process with the kernel of a cloud.
+    pub(super) fn like(machine: i32, cloud: &Path) -> anyhow::Result<Self> {
+        let like = Like::of(machine, cloud)?;
+        let dir = tempfile::tempdir()?;
+        let lists = [("net", NET), ("serial", SERIAL)];
+        archive(&like.kernel, &build_init(dir.path())?, &lists, &[], &dir.path().join("initramfs"))?;
+        Ok(Self { dir, like, _tap: Tap::new()? })
     }
 
     /// Boots one until it has answered; seconds from the start of QEMU. `unpacked` is what the cloud starts; without it the distribution's packed
@@ -115,20 +167,9 @@ impl Floor {
     }
 
     fn start(&self, unpacked: bool, port: Option<&Path>) -> anyhow::Result<(Running, Instant)> {
-        let mut command = Command::new("qemu-system-x86_64");
-        let firmware = self.options.iter().position(|o| o == "-bios").filter(|_| !unpacked);
-        for (at, option) in self.options.iter().enumerate() {
-            if firmware.is_none_or(|bios| at != bios && at != bios + 1) {
-                command.arg(option);
-            }
-        }
-        let kernel = self.kernel.join(if unpacked { "vmlinux" } else { "vmlinuz" });
-        command.args(["-nodefaults", "-no-user-config", "-kernel"]).arg(kernel);
-        command.arg("-initrd").arg(self.dir.path().join("initramfs")).args(["-append", &self.parameters]);
-        command.args(["-chardev", "stdio,id=console", "-device", "isa-serial,chardev=console"]);
-        command.args(["-netdev", &format!("tap,id=net0,ifname={TAP},script=no,downscript=no")]);
-        command
-            .args(["-device", &format!("virtio-net-pci,netdev=net0,mac={MAC},romfile=,disable-legacy=on")]);
+        let mut command = self.like.command(unpacked, &self.dir.path().join("initramfs"));
+        let memory = format!("memory-backend-memfd,id=ram,size={},share=on", self.like.memory);
+        command.args(["-object", &memory, "-chardev", "stdio,id=console"]);
         if let Some(port) = port {
             command.args(["-device", "virtio-serial-pci,id=serial,max_ports=2,disable-legacy=on"]);
             command.args(["-chardev", &format!("socket,id=channel,path={}", port.display())]);
@@ -151,15 +192,8 @@ impl Floor {
     }
 }
 
-impl Drop for Floor {
-    fn drop(&mut self) {
-        // A tap that cannot be removed is seen by the check for what tests leave behind.
-        let _ = ip(&["link", "del", TAP]);
-    }
-}
-
 /// A bare machine; killed when dropped.
-struct Running(Child);
+pub(crate) struct Running(pub(crate) Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -187,15 +221,22 @@ fn get(path: &str) -> anyhow::Result<()> {
 }
 
 /// Compiles the init, static.
-fn build_init(dir: &Path) -> anyhow::Result<Vec<u8>> {
+pub(crate) fn build_init(dir: &Path) -> anyhow::Result<Vec<u8>> {
     let (source, program) = (dir.join("init.c"), dir.join("init"));
     fs::write(&source, include_str!("init.c"))?;
     succeed(Command::new("gcc").args(["-static", "-O2", "-o"]).arg(&program).arg(&source))?;
     Ok(fs::read(program)?)
 }
 
-/// Writes the initramfs: the init, and the modules that it needs.
-fn archive(modules: &Path, init: &[u8], to: &Path) -> anyhow::Result<()> {
+/// Writes the initramfs: the init, lists of modules with what they name, and other files.
+pub(crate) fn archive(
+    kernel: &Path,
+    init: &[u8],
+    lists: &[(&str, &[&str])],
+    files: &[(&str, &[u8])],
+    to: &Path,
+) -> anyhow::Result<()> {
+    let modules = kernel.join("modules");
     const DIRECTORY: u32 = 0o040_755;
     const PROGRAM: u32 = 0o100_755;
     const CONSOLE: u32 = 0o020_600;
@@ -203,7 +244,7 @@ fn archive(modules: &Path, init: &[u8], to: &Path) -> anyhow::Result<()> {
     entry(&mut out, "dev", DIRECTORY, 0, &[]);
     entry(&mut out, "dev/console", CONSOLE, (5 << 8) | 1, &[]);
     entry(&mut out, "modules", DIRECTORY, 0, &[]);
-    for (list, names) in [("net", NET), ("serial", SERIAL)] {
+    for (list, names) in lists {
         let mut order = String::new();
         // A kernel may have some of them built in.
         for name in names.iter().filter(|name| modules.join(format!("{name}.ko")).is_file()) {
@@ -212,6 +253,9 @@ fn archive(modules: &Path, init: &[u8], to: &Path) -> anyhow::Result<()> {
             order.push_str(&format!("/{path}\n"));
         }
         entry(&mut out, &format!("modules/{list}"), PROGRAM, 0, order.as_bytes());
+    }
+    for (name, contents) in files {
+        entry(&mut out, name, PROGRAM, 0, contents);
     }
     entry(&mut out, "init", PROGRAM, 0, init);
     entry(&mut out, "TRAILER!!!", 0, 0, &[]);

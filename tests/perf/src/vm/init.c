@@ -1,7 +1,9 @@
 /* The barest machine that answers over HTTP: the first process of a virtual machine, static, without a shell. It loads
  * what the network needs, takes its address from the kernel's parameters (address=A.B.C.D), says on its console that
  * it listens, and answers every request with 200. A request for /flood is answered after FLOOD bytes were written to
- * the virtio-serial port, as the agent writes there: in pieces of 32 KiB. For benchmarks only. */
+ * the virtio-serial port, as the agent writes there: in pieces of 32 KiB.
+ * With a file /program it answers nothing itself: it mounts the first disk (erofs) with memory above it, and starts there
+ * what the file says, one word per line: d directory, u user id, g group id, a argument, e environment. For benchmarks only. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <dirent.h>
@@ -15,10 +17,12 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #define FLOOD (128L << 20)
 #define PIECE (32 * 1024)
+#define WORDS 64
 
 /* Loads the modules that a list names, one path per line. */
 static void modules(const char *list)
@@ -81,6 +85,70 @@ static void flood(void)
     closedir(dir);
 }
 
+static void fail(const char *what)
+{
+    perror(what);
+    exit(1);
+}
+
+static void loopback(void)
+{
+    struct ifreq request = { .ifr_name = "lo", .ifr_flags = IFF_UP | IFF_RUNNING };
+    int fd = socket(AF_INET, SOCK_DGRAM, 0);
+    if (ioctl(fd, SIOCSIFFLAGS, &request) < 0) perror("lo");
+    close(fd);
+}
+
+/* The disk's files at /root, and what is written there in memory. */
+static void root(void)
+{
+    static const char *const dirs[] = { "/disk", "/memory", "/root" };
+    for (int i = 0; i < 3; i++) mkdir(dirs[i], 0755);
+    if (mount("/dev/vda", "/disk", "erofs", MS_RDONLY, "") < 0) fail("disk");
+    if (mount("tmpfs", "/memory", "tmpfs", 0, "mode=755") < 0) fail("memory");
+    mkdir("/memory/upper", 0755);
+    mkdir("/memory/work", 0755);
+    if (mount("overlay", "/root", "overlay", 0, "lowerdir=/disk,upperdir=/memory/upper,workdir=/memory/work") < 0)
+        fail("overlay");
+    if (chroot("/root") < 0 || chdir("/") < 0) fail("root");
+    mkdir("/proc", 0755);
+    mkdir("/sys", 0755);
+    mkdir("/dev", 0755);
+    if (mount("proc", "/proc", "proc", 0, "") < 0) fail("proc");
+    if (mount("sysfs", "/sys", "sysfs", 0, "") < 0) fail("sys");
+    if (mount("dev", "/dev", "devtmpfs", 0, "") < 0) fail("dev");
+}
+
+/* Runs what the file says and ends, with the machine, when it ends. */
+static int run(FILE *file)
+{
+    static char lines[WORDS][4096];
+    char *arguments[WORDS + 1] = { 0 }, *environment[WORDS + 1] = { 0 }, *directory = "/";
+    int words = 0, variables = 0, user = 0, group = 0;
+    for (int n = 0; n < WORDS && fgets(lines[n], sizeof lines[n], file); n++) {
+        char *word = lines[n] + 1;
+        word[strcspn(word, "\n")] = 0;
+        switch (lines[n][0]) {
+        case 'a': arguments[words++] = word; break;
+        case 'e': environment[variables++] = word; break;
+        case 'd': directory = word; break;
+        case 'u': user = atoi(word); break;
+        case 'g': group = atoi(word); break;
+        }
+    }
+    loopback();
+    root();
+    if (sethostname("clinic", 6) < 0) perror("hostname");
+    pid_t child = fork();
+    if (child == 0) {
+        if (chdir(directory) < 0 || setgid(group) < 0 || setuid(user) < 0) fail("user");
+        execve(arguments[0], arguments, environment);
+        fail(arguments[0]);
+    }
+    for (pid_t ended = 0; ended != child;) ended = wait(NULL);
+    return 1;
+}
+
 int main(void)
 {
     mkdir("/proc", 0755);
@@ -88,6 +156,8 @@ int main(void)
     mount("dev", "/dev", "devtmpfs", 0, "");
     modules("/modules/net");
     network();
+    FILE *program = fopen("/program", "r");
+    if (program) return run(program);
     struct sockaddr_in any = { .sin_family = AF_INET, .sin_port = htons(8080) };
     int server = socket(AF_INET, SOCK_STREAM, 0);
     if (bind(server, (struct sockaddr *)&any, sizeof any) < 0 || listen(server, 64) < 0) perror("listen");

@@ -2,7 +2,7 @@
 //! whether five at a time all come up; what a command in one costs against a container; what a machine costs the host
 //! beside the guest's memory; how much it can log.
 
-mod floor;
+pub(crate) mod floor;
 pub(crate) mod host;
 mod logs;
 mod phases;
