@@ -232,12 +232,8 @@ mod tests {
         assert_eq!(last_verdict(dir.path()), None);
         let verdict = Verdict { usable: true, reason: "it ran".to_owned() };
         for (host_boot, expected) in [(host_boot(), Some(verdict.clone())), ("before".to_owned(), None)] {
-            let record = Record {
-                host_boot,
-                qemu: crate::OLDEST,
-                kernel: "k".to_owned(),
-                verdict: verdict.clone(),
-            };
+            let record =
+                Record { host_boot, qemu: crate::OLDEST, kernel: "k".to_owned(), verdict: verdict.clone() };
             fs::write(dir.path().join(FILE), serde_json::to_vec(&record).unwrap()).unwrap();
             assert_eq!(last_verdict(dir.path()), expected);
         }

@@ -32,7 +32,6 @@ pub(super) async fn create(context: Arc<PodContext>) {
         }
     };
     context.live().asked_at = Some(Instant::now());
-    let _starting = Starting::new(&context.shared);
     match make(&context, &pod, kind).await {
         Ok(ips) => context.report(Event::SandboxReady { ips }),
         Err(message) => {
@@ -66,6 +65,7 @@ pub(super) struct Ordered<'a> {
 
 async fn make(context: &Arc<PodContext>, pod: &Arc<Pod>, kind: &Kind) -> Result<Vec<String>, String> {
     let Kind::Machine { overhead, snapshot } = kind else {
+        let _starting = Starting::new(&context.shared);
         return start(context, pod, None, &Way::Boot).await;
     };
     let parts = Box::pin(Parts::collect(context, pod));
@@ -74,6 +74,8 @@ async fn make(context: &Arc<PodContext>, pod: &Arc<Pod>, kind: &Kind) -> Result<
         true => Box::pin(context.unless_deleted(snapshot::way(context, pod, &ordered))).await?,
         false => Way::Boot,
     };
+    // Not before: who waits for a template starts nothing.
+    let _starting = Starting::new(&context.shared);
     if let Way::Clone(clone) = &way {
         match Box::pin(snapshot::start_clone(context, pod, &ordered, clone)).await {
             Ok(ips) => return Ok(ips),

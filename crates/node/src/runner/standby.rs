@@ -54,6 +54,12 @@ async fn keeper(shared: &Arc<Shared>, entry: &Arc<Entry>) {
                 }
             }
         }
+        if entry.hot().is_none() {
+            // Of a template that has failed or was removed nobody wants a clone.
+            for standby in entry.pool.drain() {
+                end(shared, standby).await;
+            }
+        }
         let idle_at = entry.pool.idle_at().unwrap_or_else(|| Instant::now() + IDLE);
         tokio::select! {
             // Both only wait.

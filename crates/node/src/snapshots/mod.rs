@@ -109,6 +109,8 @@ impl Entry {
         self.stored.store(false, Ordering::Release);
         *self.slot() = None;
         self.changed.send_replace(());
+        // Standbys go.
+        self.pool.started.notify_one();
     }
 
     /// A clone has restored from it.
@@ -150,6 +152,8 @@ impl Entry {
         self.life().removed();
         *self.slot() = None;
         self.changed.send_replace(());
+        // Standbys go.
+        self.pool.started.notify_one();
     }
 
     /// It was read.
