@@ -76,6 +76,14 @@ impl Body<'_> {
         self.u32(index);
     }
 
+    /// `struct ndmsg` for a permanent IPv4 neighbour.
+    pub(crate) fn neighbour(&mut self, index: u32) {
+        self.buf.extend_from_slice(&[libc::AF_INET as u8, 0, 0, 0]);
+        self.u32(index);
+        self.buf.extend_from_slice(&libc::NUD_PERMANENT.to_ne_bytes());
+        self.buf.extend_from_slice(&[0, 0]);
+    }
+
     /// `struct rtmsg` for an IPv4 unicast route of the main table.
     pub(crate) fn route(&mut self, prefix: u8, scope: u8, flags: u32) {
         let (table, protocol) = (libc::RT_TABLE_MAIN, libc::RTPROT_BOOT);

@@ -5,7 +5,7 @@
 
 use crate::error::cannot;
 use crate::host::{self, Routes};
-use crate::netlink::{Attributes, Batch, CREATE, EXCL, Pool, Socket, u32_at};
+use crate::netlink::{Attributes, Batch, CREATE, EXCL, Pool, REPLACE, Socket, u32_at};
 use crate::pod_side::{self, PodSide};
 use crate::{Addresses, Error};
 use ipnet::Ipv4Net;
@@ -181,6 +181,12 @@ impl Network {
             m.attr_str(libc::IFLA_IFNAME, &name).attr(libc::IFLA_MASTER, &self.bridge_index.to_ne_bytes());
         });
         port_requests(&mut batch, &name);
+        // A guest that is not up yet answers no question for its hardware address, and the next one is asked a second
+        // later: whoever connects too early would wait for that.
+        batch.request(libc::RTM_NEWNEIGH, CREATE | REPLACE, |m| {
+            m.neighbour(self.bridge_index);
+            m.attr(libc::NDA_DST, &address.octets()).attr(libc::NDA_LLADDR, &hardware_address(address));
+        });
         if let Err(source) = self.sockets.with(|s| s.execute_all(batch)) {
             let _ = self.detach(address);
             return Err(what()(source));
@@ -194,6 +200,13 @@ impl Network {
     /// The kernel's refusal.
     pub fn detach(&self, address: Ipv4Addr) -> Result<(), Error> {
         let name = self.names.port(address);
+        let mut batch = Batch::default();
+        batch.request(libc::RTM_DELNEIGH, 0, |m| {
+            m.neighbour(self.bridge_index);
+            m.attr(libc::NDA_DST, &address.octets());
+        });
+        // Only machines have one, and nothing is wrong with one that is left: the address decides what is in it.
+        let _ = self.sockets.with(|s| s.execute_all(batch));
         self.sockets.with(|s| delete_link(s, &name)).map_err(cannot(format!("remove {name}")))
     }
 
@@ -350,7 +363,7 @@ fn address_bridge(socket: &mut Socket, index: u32, pods: Ipv4Net, routed: &[Rout
     });
     pod_side::add_address(&mut batch, index, pods);
     for range in routed {
-        batch.request(libc::RTM_NEWROUTE, CREATE | crate::netlink::REPLACE, |m| {
+        batch.request(libc::RTM_NEWROUTE, CREATE | REPLACE, |m| {
             m.route(range.cidr.prefix_len(), libc::RT_SCOPE_LINK, 0);
             m.attr(libc::RTA_DST, &range.cidr.network().octets()).attr(libc::RTA_OIF, &index.to_ne_bytes());
             m.attr(libc::RTA_PREFSRC, &pods.addr().octets());
