@@ -98,7 +98,10 @@ fn a_clone_is_a_pod_like_any_other() -> anyhow::Result<()> {
     let last = ".status.containerStatuses[?(@.name==\"ends\")].lastState.terminated.exitCode";
     wait_field(&cloud, "pod/second", last, "4")?;
     wait_ready(&cloud, "second")?;
-    assert_eq!(cloud.kubectl(&["logs", "second", "-c", "ends"])?, "begins\n");
+    wait_for("the new instance's output", || {
+        let logs = cloud.kubectl(&["logs", "second", "-c", "ends"]).ok()?;
+        (logs == "begins\n").then_some(())
+    })?;
     assert_eq!(exec("second", "hostname; cat /config/key")?, "second\ntwo");
     let count = ".status.containerStatuses[?(@.name==\"counts\")].restartCount";
     assert_eq!(cloud.field("pod/second", count)?, "0");
