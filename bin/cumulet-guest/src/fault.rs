@@ -3,15 +3,15 @@
 //! Only an agent that is built with the feature `test-faults` can have one: which, is said by the last line of its own
 //! file. In every other agent nothing of this is left.
 
-/// What an agent does wrong.
+/// What an agent leaves out.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Fault {
     /// Clones keep the template's random generator.
-    NoReseed,
+    Reseed,
     /// Containers do not stand still.
-    NoFreeze,
+    Freeze,
     /// An identity is taken on, but never acknowledged.
-    NoAcknowledgement,
+    Acknowledgement,
 }
 
 /// Whether this agent has the fault.
@@ -24,9 +24,9 @@ pub(crate) const fn has(_: Fault) -> bool {
 #[cfg(feature = "test-faults")]
 pub(crate) fn has(fault: Fault) -> bool {
     let name: &[u8] = match fault {
-        Fault::NoReseed => b"\nno-reseed\n",
-        Fault::NoFreeze => b"\nno-freeze\n",
-        Fault::NoAcknowledgement => b"\nno-acknowledgement\n",
+        Fault::Reseed => b"\nno-reseed\n",
+        Fault::Freeze => b"\nno-freeze\n",
+        Fault::Acknowledgement => b"\nno-acknowledgement\n",
     };
     // The file is deleted, but is there as long as it runs.
     std::fs::read("/proc/self/exe").is_ok_and(|file| file.ends_with(name))

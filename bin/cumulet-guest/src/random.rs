@@ -8,7 +8,7 @@ use std::fs::OpenOptions;
 /// Mixes in fresh bytes, counts them as entropy, and makes the generator draw a new key from them at once: what it
 /// gives from now on nobody else can have.
 pub(crate) fn reseed(entropy: &[u8]) -> Result<(), Error> {
-    if fault::has(Fault::NoReseed) {
+    if fault::has(Fault::Reseed) {
         return Ok(());
     }
     let what = || "reseed the random generator".to_owned();

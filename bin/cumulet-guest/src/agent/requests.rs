@@ -83,7 +83,7 @@ impl Agent {
             Request::Quiesce => self.quiesce().map(Some),
             Request::Adopt(identity) => {
                 let reply = self.adopt(*identity).map_or_else(|error| error.reply(), Reply::Adopted);
-                if fault::has(Fault::NoAcknowledgement) {
+                if fault::has(Fault::Acknowledgement) {
                     return;
                 }
                 return self.link.reply(id, reply);
@@ -138,7 +138,7 @@ impl Agent {
     /// Stops or continues all containers.
     pub(super) fn set_frozen(&mut self, frozen: bool) -> Result<(), Error> {
         if self.frozen != frozen {
-            if frozen && fault::has(Fault::NoFreeze) {
+            if frozen && fault::has(Fault::Freeze) {
                 return Err(Error::Timeout("the containers do not stand still".to_owned()));
             }
             let result = Cgroup::pod().set_frozen(frozen, FREEZE);
