@@ -34,6 +34,14 @@ pub(crate) fn cache_dir() -> PathBuf {
 pub(crate) fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new(program);
     let path = std::env::var("PATH").unwrap_or_default();
+    // What cargo says of this program is not to reach the cargo that it runs: build scripts that look at it would be
+    // run anew, and all that depends on them built anew, whenever the two take turns.
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_"].iter().any(|prefix| text.starts_with(prefix)) {
+            command.env_remove(&name);
+        }
+    }
     command
         .current_dir(root())
         .env("PATH", format!("{path}:{}:/usr/sbin:/sbin", cache_dir().join("bin").display()));

@@ -10,6 +10,9 @@ use std::time::Instant;
 /// The version of the Python client that the script is run with.
 const PYTHON_CLIENT: &str = "kubernetes>=31,<37";
 
+/// What all tests together may take. A test that hangs is to be named, while there is still somebody to read it.
+const TESTS_WITHIN: &str = "40m";
+
 /// Runs the tests whose name contains `filter`, or all.
 pub(crate) fn run(filter: &[String]) -> anyhow::Result<()> {
     setup::run()?;
@@ -25,6 +28,9 @@ pub(crate) fn run(filter: &[String]) -> anyhow::Result<()> {
     let before = leftovers()?;
     timed("tests", || {
         let args = [
+            "--kill-after=10",
+            TESTS_WITHIN,
+            "cargo",
             "test",
             "--workspace",
             "--lib",
@@ -35,7 +41,9 @@ pub(crate) fn run(filter: &[String]) -> anyhow::Result<()> {
             "--test-threads",
             "2",
         ];
-        run_command(with_environment(&mut command("cargo")).args(args).args(filter))
+        run_command(with_environment(&mut command("timeout")).args(args).args(filter)).context(
+            "124 is the status after too long a time; cargo names the tests that run for over a minute",
+        )
     })?;
     if filter.is_empty() {
         // These boot the agent as guests run it, which cargo knows nothing of.

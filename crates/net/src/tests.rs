@@ -3,6 +3,7 @@
 
 use crate::nft::Nft;
 use crate::{Netns, Network, NetworkConfig, RoutedCidr, pod_side};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
 use std::collections::HashSet;
 use std::fs::File;
@@ -11,7 +12,10 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::mpsc;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How long anything may take.
+const DEADLINE: Duration = Duration::from_secs(5);
 
 /// Runs a test on a thread in a fresh network namespace.
 fn on_a_host(test: impl FnOnce(&Network, &NetworkConfig) + Send + 'static) {
@@ -208,21 +212,26 @@ fn a_tap_is_a_port_until_it_is_detached() {
         let mut tap = File::from(crate::tap::open(&name).unwrap());
         let busy = crate::tap::open(&name).unwrap_err();
         assert_eq!(busy.raw_os_error(), Some(nix::libc::EBUSY));
-        // The host asks for the guest's hardware address before it can send anything.
-        thread::spawn(move || TcpStream::connect((address, 80)));
+        // The host knows the guest's hardware address: what it sends first is meant for the guest already.
+        let sender = thread::spawn(move || TcpStream::connect_timeout(&(address, 80).into(), DEADLINE));
         let mut frame = [0; 2048];
-        let asked = loop {
+        let destination = loop {
+            let mut ready = [PollFd::new(tap.as_fd(), PollFlags::POLLIN)];
+            let found = poll(&mut ready, PollTimeout::try_from(DEADLINE).unwrap()).unwrap();
+            assert!(found > 0, "nothing arrived for {address}");
             let length = tap.read(&mut frame).unwrap();
-            // virtio's header, then Ethernet: ARP is 0x0806, and its target address stands at the end.
+            // virtio's header, then Ethernet: 0x0806 is ARP, 0x0800 is IPv4, whose destination ends its header.
             let ethernet = &frame[10..length];
-            if ethernet[12..14] == [8, 6] {
-                break ethernet[38..42].to_vec();
+            assert_ne!(ethernet[12..14], [8, 6], "the host asks for an address that it was told");
+            if ethernet[12..14] == [8, 0] && ethernet[30..34] == address.octets() {
+                break ethernet[..6].to_vec();
             }
         };
-        assert_eq!(asked, address.octets());
+        assert_eq!(destination, crate::hardware_address(address));
         drop(tap);
         assert!(crate::tap::open(&name).is_ok(), "it outlives whoever had it open");
         assert_eq!(network.sweep(&HashSet::new()).unwrap(), std::slice::from_ref(&name));
         assert!(crate::tap::open(&name).is_err());
+        assert!(sender.join().unwrap().is_err(), "nobody answers");
     });
 }

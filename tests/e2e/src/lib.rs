@@ -14,6 +14,9 @@ use tempfile::TempDir;
 /// How long anything may take before a test gives up on it.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
+/// Between two looks at something: most are a process that shares two processors with what is looked at.
+const PAUSE: Duration = Duration::from_millis(50);
+
 /// A running cloud.
 pub struct Cloud {
     dir: TempDir,
@@ -287,7 +290,7 @@ pub fn wait_within<T>(limit: Duration, what: &str, mut look: impl FnMut() -> Opt
             clippy::disallowed_methods,
             reason = "a test looks from outside: there is nothing to wait on"
         )]
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(PAUSE);
     }
 }
 

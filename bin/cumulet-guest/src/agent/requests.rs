@@ -184,6 +184,6 @@ impl Agent {
         {
             self.problem(format!("cannot clear {free} bytes of free memory: {error}"));
         }
-        Ok(())
+        crate::random::before_snapshot()
     }
 }

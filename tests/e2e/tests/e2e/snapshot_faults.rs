@@ -41,13 +41,13 @@ fn wait_event(cloud: &Cloud, pod: &str, words: &str) -> anyhow::Result<()> {
     .map_err(|error| error.context(events(cloud, pod)))
 }
 
-/// The directory of the only template on the disk.
+/// The directory of the only template on the disk, once it has been written: until then its name begins with a dot.
 fn template(cloud: &Cloud) -> anyhow::Result<PathBuf> {
     let dir = cloud.dir().join("snapshots");
     wait_for("the template on the disk", || {
         let entries = fs::read_dir(&dir).ok()?.filter_map(Result::ok);
         let mut found = entries.map(|entry| entry.path()).filter(|path| path.join("template").is_file());
-        found.next()
+        found.find(|path| !path.file_name().unwrap_or_default().as_encoded_bytes().starts_with(b"."))
     })
 }
 

@@ -13,9 +13,9 @@ fn pod(name: &str) -> String {
         )
     };
     // Ready when it has said something, so that a clone could say it again.
-    let counts = "i=0; while true; do i=$((i+1)); echo $i; [ $i = 10 ] && touch /tmp/warm; sleep 0.05; done";
+    let counts = "i=0; while true; do i=$((i+1)); echo $i; [ $i = 10 ] && touch /tmp/warm; sleep 0.2; done";
     let ready = "    readinessProbe: {exec: {command: [test, -e, /tmp/warm]}}\n";
-    let ends = "echo begins; until [ -e /tmp/end ]; do sleep 0.1; done; exit 4";
+    let ends = "echo begins; until [ -e /tmp/end ]; do sleep 0.5; done; exit 4";
     format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  runtimeClassName: vm-snapshot\n  \
          terminationGracePeriodSeconds: 1\n  volumes:\n  - {{name: made, emptyDir: {{}}}}\n  \
@@ -32,7 +32,7 @@ fn job(name: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  runtimeClassName: vm-snapshot\n  \
          restartPolicy: Never\n  terminationGracePeriodSeconds: 1\n  containers:\n  - name: main\n    image: hello:1\n    \
-         command: [sh, -c, 'until [ -e /tmp/end ]; do sleep 0.1; done; echo done > /dev/termination-log; exit 3']\n"
+         command: [sh, -c, 'until [ -e /tmp/end ]; do sleep 0.5; done; echo done > /dev/termination-log; exit 3']\n"
     )
 }
 
@@ -118,6 +118,9 @@ fn a_clone_is_a_pod_like_any_other() -> anyhow::Result<()> {
     assert_eq!(cloud.field("pod/job-2", &format!("{state}.exitCode"))?, "3");
     assert_eq!(cloud.field("pod/job-2", &format!("{state}.message"))?.trim(), "done");
     assert_eq!(cloud.field("pod/job-1", ".status.phase")?, "Running");
+
+    let done = ["delete", "pod", "first", "second", "third", "job-1", "job-2", "--wait=false"];
+    cloud.kubectl(&done)?;
 
     // A new key: the Deployment is rolled over to a new template.
     cloud.kubectl_with(&["apply", "-f", "-"], include_str!("../../../../../examples/hello/snapshot.yaml"))?;
