@@ -4,7 +4,9 @@
 //! entry. Authorization is not here: it comes before decoding.
 
 use crate::core::{Call, Core, forbidden};
-use crate::kinds;
+use crate::kinds::checks::quantity;
+use crate::kinds::persistentvolumeclaim::CLASS_ANNOTATION;
+use crate::kinds::{self, storageclass};
 use crate::object::body;
 use cumulet_api::status::Cause;
 use cumulet_api::{Status, meta};
@@ -12,7 +14,9 @@ use serde_json::Value;
 
 type Rule = fn(&Core, &Call<'_>, &mut Value) -> Result<(), Status>;
 
-const ON_CREATE: &[Rule] = &[namespace_accepts, pods, pull_secrets];
+const ON_CREATE: &[Rule] = &[namespace_accepts, pods, pull_secrets, default_class, in_use_protection];
+type UpdateRule = fn(&Core, &Call<'_>, &Value, &Value) -> Result<(), Status>;
+const ON_UPDATE: &[UpdateRule] = &[claims_grow];
 type DeleteRule = fn(&Call<'_>) -> Result<(), Status>;
 const ON_DELETE: &[DeleteRule] = &[namespace_may_go];
 
@@ -22,6 +26,11 @@ const IMMORTAL: &[&str] = &["default", "kube-system", "kube-public"];
 /// Runs the rules for a new object.
 pub(crate) fn admit_create(core: &Core, call: &Call<'_>, object: &mut Value) -> Result<(), Status> {
     ON_CREATE.iter().try_for_each(|rule| rule(core, call, object))
+}
+
+/// Runs the rules for a change of the main part of an object.
+pub(crate) fn admit_update(core: &Core, call: &Call<'_>, old: &Value, new: &Value) -> Result<(), Status> {
+    ON_UPDATE.iter().try_for_each(|rule| rule(core, call, old, new))
 }
 
 /// Runs the rules for a deletion.
@@ -70,6 +79,67 @@ fn pull_secrets(core: &Core, call: &Call<'_>, object: &mut Value) -> Result<(), 
         spec["imagePullSecrets"] = secrets;
     }
     Ok(())
+}
+
+/// A claim that names no class gets the default one: of several the newest, as in Kubernetes.
+fn default_class(core: &Core, call: &Call<'_>, object: &mut Value) -> Result<(), Status> {
+    let annotated = meta::annotations(object).contains_key(CLASS_ANNOTATION);
+    let named = object["spec"].get("storageClassName").is_some_and(|class| !class.is_null());
+    if !call.resource.is("", "persistentvolumeclaims") || annotated || named {
+        return Ok(());
+    }
+    let mut best: Option<(String, String)> = None;
+    for record in core.all("storage.k8s.io", "storageclasses") {
+        let class = body::parse(&record)?;
+        let rank = (meta::creation_timestamp(&class).to_owned(), meta::name(&class).to_owned());
+        let newer = |best: &(String, String)| rank.0 > best.0 || rank.0 == best.0 && rank.1 < best.1;
+        if storageclass::is_default(&class) && best.as_ref().is_none_or(newer) {
+            best = Some(rank);
+        }
+    }
+    if let (Some((_, name)), Some(spec)) = (best, object["spec"].as_object_mut()) {
+        spec.insert("storageClassName".to_owned(), name.into());
+    }
+    Ok(())
+}
+
+/// Volumes and claims are held while they are in use; controllers let them go.
+fn in_use_protection(_: &Core, call: &Call<'_>, object: &mut Value) -> Result<(), Status> {
+    let finalizer = match () {
+        () if call.resource.is("", "persistentvolumeclaims") => "kubernetes.io/pvc-protection",
+        () if call.resource.is("", "persistentvolumes") => "kubernetes.io/pv-protection",
+        () => return Ok(()),
+    };
+    if meta::finalizers(object).any(|known| known == finalizer) {
+        return Ok(());
+    }
+    let mut finalizers: Vec<Value> = meta::finalizers(object).map(Value::from).collect();
+    finalizers.push(finalizer.into());
+    if let Some(metadata) = meta::metadata_mut(object) {
+        metadata.insert("finalizers".to_owned(), finalizers.into());
+    }
+    Ok(())
+}
+
+/// A claim may ask for more only where its class says that volumes can grow.
+fn claims_grow(core: &Core, call: &Call<'_>, old: &Value, new: &Value) -> Result<(), Status> {
+    let amount = |claim: &Value| quantity(&claim["spec"]["resources"]["requests"]["storage"]);
+    let grows = amount(new) > amount(old);
+    if !call.resource.is("", "persistentvolumeclaims") || !grows {
+        return Ok(());
+    }
+    if old["status"]["phase"] != "Bound" {
+        return Err(call.forbidden("Only bound persistent volume claims can be expanded"));
+    }
+    let class = new["spec"]["storageClassName"].as_str().unwrap_or_default();
+    let class = core.lookup("storage.k8s.io", "storageclasses", "", class);
+    let class = class.map(|record| body::parse(&record)).transpose()?;
+    if class.is_some_and(|class| class["allowVolumeExpansion"] == true) {
+        return Ok(());
+    }
+    Err(call.forbidden(
+        "only dynamically provisioned pvc can be resized and the storageclass that provisions the pvc must support resize",
+    ))
 }
 
 fn namespace_may_go(call: &Call<'_>) -> Result<(), Status> {

@@ -16,7 +16,7 @@ use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use cumulet_api::{Status, StatusReason};
 use cumulet_cluster::PodStreams;
-use cumulet_store::{Key, Op, Record, Store, StoreError};
+use cumulet_store::{Key, Op, Range, Record, Store, StoreError};
 use serde_json::Value;
 use std::sync::Arc;
 
@@ -91,6 +91,12 @@ impl Core {
     ) -> Option<Arc<Record>> {
         let resource = self.registry.resources().find(|r| r.is(group, plural))?;
         self.store.get(&Key::new(&resource.tag, namespace, name))
+    }
+
+    /// All objects of a resource.
+    pub(crate) fn all(&self, group: &str, plural: &str) -> Vec<Arc<Record>> {
+        let Some(resource) = self.registry.resources().find(|r| r.is(group, plural)) else { return Vec::new() };
+        self.store.list(&resource.tag, &Range::default()).items
     }
 
     /// Commits one operation and returns the object as stored. `Err(None)` says that the object has changed in

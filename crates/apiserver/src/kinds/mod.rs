@@ -17,6 +17,8 @@ mod lease;
 pub(crate) mod lifecycle;
 mod namespace;
 mod node;
+mod persistentvolume;
+pub(crate) mod persistentvolumeclaim;
 pub(crate) mod pod;
 pub(crate) mod printing;
 mod replicaset;
@@ -25,6 +27,7 @@ mod runtimeclass;
 mod secret;
 pub(crate) mod service;
 mod serviceaccount;
+pub(crate) mod storageclass;
 mod template;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -50,6 +53,8 @@ static ROWS: &[Row] = &[
     event::ROW,
     namespace::ROW,
     node::ROW,
+    persistentvolume::ROW,
+    persistentvolumeclaim::ROW,
     pod::ROW,
     replicationcontroller::ROW,
     secret::ROW,
@@ -60,4 +65,5 @@ static ROWS: &[Row] = &[
     lease::ROW,
     endpointslice::ROW,
     runtimeclass::ROW,
+    storageclass::ROW,
 ];

@@ -4,6 +4,7 @@
 //! carries a resourceVersion fails then with 409, since it no longer names the current one; one that does not is
 //! simply made on the newer object. A change that changes nothing writes nothing.
 
+use crate::admission;
 use crate::core::{Call, Core, delete_op, update_op};
 use crate::object::{body, rules};
 use crate::row::{Allocation, Row};
@@ -56,6 +57,9 @@ impl Core {
             }
             // Rules come first, as in Kubernetes: an immutable address is not asked of the allocator.
             validate(row, part, &old, &new)?;
+            if part == Part::Main {
+                admission::admit_update(self, call, &old, &new)?;
+            }
             let reservation = match row.strategy.allocation() {
                 Allocation::Service if part == Part::Main => Some(
                     self.services

@@ -151,7 +151,7 @@ fn without_allowed_changes(before: &Value, after: &Value) -> Value {
 }
 
 /// The changed fields, one a line: what was, what would be.
-fn difference(before: &Value, after: &Value) -> String {
+pub(crate) fn difference(before: &Value, after: &Value) -> String {
     let mut lines = Vec::new();
     differences(&mut lines, "", Some(before), Some(after));
     lines.join("\n")
