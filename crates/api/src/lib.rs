@@ -15,6 +15,7 @@ pub mod quantity;
 pub mod schema;
 pub mod selector;
 pub mod status;
+pub mod storage;
 
 pub use k8s_openapi;
 pub use quantity::Quantity;

@@ -5,11 +5,10 @@
 
 use crate::core::{Call, Core, forbidden};
 use crate::kinds::checks::quantity;
-use crate::kinds::persistentvolumeclaim::CLASS_ANNOTATION;
 use crate::kinds::{self, storageclass};
 use crate::object::body;
 use cumulet_api::status::Cause;
-use cumulet_api::{Status, meta};
+use cumulet_api::{Status, meta, storage};
 use serde_json::Value;
 
 type Rule = fn(&Core, &Call<'_>, &mut Value) -> Result<(), Status>;
@@ -83,7 +82,7 @@ fn pull_secrets(core: &Core, call: &Call<'_>, object: &mut Value) -> Result<(), 
 
 /// A claim that names no class gets the default one: of several the newest, as in Kubernetes.
 fn default_class(core: &Core, call: &Call<'_>, object: &mut Value) -> Result<(), Status> {
-    let annotated = meta::annotations(object).contains_key(CLASS_ANNOTATION);
+    let annotated = meta::annotations(object).contains_key(storage::CLASS_BETA);
     let named = object["spec"].get("storageClassName").is_some_and(|class| !class.is_null());
     if !call.resource.is("", "persistentvolumeclaims") || annotated || named {
         return Ok(());
@@ -106,8 +105,8 @@ fn default_class(core: &Core, call: &Call<'_>, object: &mut Value) -> Result<(),
 /// Volumes and claims are held while they are in use; controllers let them go.
 fn in_use_protection(_: &Core, call: &Call<'_>, object: &mut Value) -> Result<(), Status> {
     let finalizer = match () {
-        () if call.resource.is("", "persistentvolumeclaims") => "kubernetes.io/pvc-protection",
-        () if call.resource.is("", "persistentvolumes") => "kubernetes.io/pv-protection",
+        () if call.resource.is("", "persistentvolumeclaims") => storage::CLAIM_PROTECTION,
+        () if call.resource.is("", "persistentvolumes") => storage::VOLUME_PROTECTION,
         () => return Ok(()),
     };
     if meta::finalizers(object).any(|known| known == finalizer) {

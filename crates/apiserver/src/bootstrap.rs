@@ -6,17 +6,13 @@
 use crate::auth::Identity;
 use crate::config::{ApiServerConfig, OpenError};
 use crate::core::{Call, Core};
-use crate::kinds::storageclass;
-use cumulet_api::meta;
+use cumulet_api::{meta, storage};
 use serde_json::{Value, json};
 use std::net::Ipv4Addr;
 
 const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
 /// Runtime classes for pods that are virtual machines; the handler has the name of the class.
 const RUNTIME_CLASSES: &[&str] = &["vm", "vm-snapshot"];
-
-/// Who makes volumes of the built-in storage classes: this cloud's node.
-const LOCAL_PROVISIONER: &str = "cumulet.dev/local";
 
 /// Makes what is missing.
 pub(crate) async fn run(core: &Core, config: &ApiServerConfig) -> Result<(), OpenError> {
@@ -39,12 +35,15 @@ pub(crate) async fn run(core: &Core, config: &ApiServerConfig) -> Result<(), Ope
 fn storage_classes() -> [Value; 2] {
     let class = |name: &str, parameters: Value, is_default: &str| {
         json!({
-            "metadata": {"name": name, "annotations": {storageclass::DEFAULT_ANNOTATION: is_default}},
-            "provisioner": LOCAL_PROVISIONER, "parameters": parameters,
+            "metadata": {"name": name, "annotations": {storage::DEFAULT_CLASS: is_default}},
+            "provisioner": storage::LOCAL_PROVISIONER, "parameters": parameters,
             "reclaimPolicy": "Delete", "volumeBindingMode": "WaitForFirstConsumer",
         })
     };
-    [class("local", json!({"type": "directory"}), "true"), class("local-disk", json!({"type": "disk"}), "false")]
+    [
+        class("local", json!({"type": "directory"}), "true"),
+        class("local-disk", json!({"type": "disk"}), "false"),
+    ]
 }
 
 fn api_service(address: Ipv4Addr, config: &ApiServerConfig) -> Value {

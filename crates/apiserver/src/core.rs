@@ -95,7 +95,9 @@ impl Core {
 
     /// All objects of a resource.
     pub(crate) fn all(&self, group: &str, plural: &str) -> Vec<Arc<Record>> {
-        let Some(resource) = self.registry.resources().find(|r| r.is(group, plural)) else { return Vec::new() };
+        let Some(resource) = self.registry.resources().find(|r| r.is(group, plural)) else {
+            return Vec::new();
+        };
         self.store.list(&resource.tag, &Range::default()).items
     }
 

@@ -4,9 +4,11 @@ use cumulet_cluster::api::Kind;
 use cumulet_cluster::{Cluster, Informer, ListOptions};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Endpoints, Namespace, Node, Pod, ReplicationController, Service, ServiceAccount,
+    ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
+    ReplicationController, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::storage::v1::StorageClass;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
@@ -27,6 +29,9 @@ pub(crate) struct Informers {
     pub(crate) replica_sets: Arc<Informer<ReplicaSet>>,
     pub(crate) replication_controllers: Arc<Informer<ReplicationController>>,
     pub(crate) deployments: Arc<Informer<Deployment>>,
+    pub(crate) volumes: Arc<Informer<PersistentVolume>>,
+    pub(crate) claims: Arc<Informer<PersistentVolumeClaim>>,
+    pub(crate) storage_classes: Arc<Informer<StorageClass>>,
 }
 
 impl Informers {
@@ -46,6 +51,9 @@ impl Informers {
             replica_sets: start(cluster, shutdown),
             replication_controllers: start(cluster, shutdown),
             deployments: start(cluster, shutdown),
+            volumes: start(cluster, shutdown),
+            claims: start(cluster, shutdown),
+            storage_classes: start(cluster, shutdown),
         }
     }
 
@@ -62,6 +70,9 @@ impl Informers {
         self.replica_sets.wait_synced().await;
         self.replication_controllers.wait_synced().await;
         self.deployments.wait_synced().await;
+        self.volumes.wait_synced().await;
+        self.claims.wait_synced().await;
+        self.storage_classes.wait_synced().await;
     }
 }
 

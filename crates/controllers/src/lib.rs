@@ -24,6 +24,7 @@
 //! | `default` ServiceAccount, root CA | `serviceaccount.rs` |
 //! | pods without a node | `podgc.rs` |
 //! | old events | `event_ttl.rs` |
+//! | claims and volumes, their protection, claims of pods' own volumes | `storage/` |
 
 mod context;
 mod deployment;
@@ -46,6 +47,7 @@ mod replicationcontroller;
 mod scheduler;
 mod service;
 mod serviceaccount;
+mod storage;
 
 pub use driver::ControllerStatus;
 
@@ -155,6 +157,7 @@ pub fn spawn(
     let graph = gc::watch(&ctx, &shutdown);
     set.add(WORKERS, |q| gc::GarbageCollector::new(&ctx, &graph, q));
     set.add(1, |q| podgc::PodGc::new(&ctx, q));
+    storage::add(&mut set, &ctx);
     set.add(1, |_| event_ttl::EventTtl::new(&ctx, config.event_ttl));
     if let Some(apiserver) = config.api_endpoint {
         set.add(1, |q| kubernetes_service::KubernetesService::new(&ctx, q, apiserver));

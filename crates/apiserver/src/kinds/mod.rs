@@ -18,7 +18,7 @@ pub(crate) mod lifecycle;
 mod namespace;
 mod node;
 mod persistentvolume;
-pub(crate) mod persistentvolumeclaim;
+mod persistentvolumeclaim;
 pub(crate) mod pod;
 pub(crate) mod printing;
 mod replicaset;

@@ -4,7 +4,7 @@ use super::checks::{
     Errors, invalid, maybe_one_of, nonnegative_quantity, one_of, optional, quantity, required,
 };
 use super::persistentvolumeclaim::{
-    ACCESS_MODES, CLASS_ANNOTATION, VOLUME_MODES, access_modes, check_access_modes, claim_words,
+    ACCESS_MODES, VOLUME_MODES, access_modes, check_access_modes, claim_words,
 };
 use super::pod::volumes::no_backsteps;
 use super::printing::{AGE, NAME, age, column, name, string, wide};
@@ -12,6 +12,7 @@ use super::value::{at, default_to, items, keep, map, object_mut, same_at, set, t
 use super::{checks, lifecycle, pod};
 use crate::row::{Column, Row, Strategy};
 use cumulet_api::field::FieldError;
+use cumulet_api::storage::CLASS_BETA;
 use cumulet_api::{meta, names};
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -70,7 +71,7 @@ fn cells(object: &Value, now: Timestamp) -> Vec<Value> {
 
 /// The storage class: an annotation of old, or the field.
 fn class(object: &Value) -> &str {
-    let annotation = meta::annotations(object).get(CLASS_ANNOTATION).and_then(Value::as_str);
+    let annotation = meta::annotations(object).get(CLASS_BETA).and_then(Value::as_str);
     annotation.unwrap_or_else(|| text(object, "spec.storageClassName"))
 }
 

@@ -7,6 +7,7 @@ use super::value::{at, at_mut, default_to, items, keep, map, object_mut, same, s
 use super::{lifecycle, pod};
 use crate::row::{Column, Row, Strategy};
 use cumulet_api::field::FieldError;
+use cumulet_api::storage::CLASS_BETA;
 use cumulet_api::{meta, names};
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -28,8 +29,6 @@ pub(crate) const ROW: Row = Row {
     strategy: &PersistentVolumeClaims,
 };
 
-/// The class of volumes and claims before there was a field for it.
-pub(crate) const CLASS_ANNOTATION: &str = "volume.beta.kubernetes.io/storage-class";
 /// Access modes with their short forms, in the order in which Kubernetes prints them.
 pub(crate) const ACCESS_MODES: &[(&str, &str)] = &[
     ("ReadWriteOnce", "RWO"),
@@ -58,7 +57,7 @@ fn cells(object: &Value, now: Timestamp) -> Vec<Value> {
     let bound = !text(object, "spec.volumeName").is_empty();
     let of_volume = |text: String| if bound { text } else { String::new() };
     let (phase, mode) = claim_words(object);
-    let class = meta::annotations(object).get(CLASS_ANNOTATION).cloned();
+    let class = meta::annotations(object).get(CLASS_BETA).cloned();
     vec![
         name(object),
         phase.into(),

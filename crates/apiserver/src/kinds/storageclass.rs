@@ -5,6 +5,7 @@ use super::printing::{AGE, NAME, age, column, string};
 use super::value::{default_to, is_true, items, map, same_at, text};
 use crate::row::{Column, Row, Strategy};
 use cumulet_api::field::{FieldError, Problem};
+use cumulet_api::storage::DEFAULT_CLASS;
 use cumulet_api::{meta, names};
 use jiff::Timestamp;
 use serde_json::Value;
@@ -26,8 +27,6 @@ pub(crate) const ROW: Row = Row {
     strategy: &StorageClasses,
 };
 
-/// Makes a class the one of claims that name none.
-pub(crate) const DEFAULT_ANNOTATION: &str = "storageclass.kubernetes.io/is-default-class";
 /// Most parameters, and most bytes of them.
 const MAX_PARAMETERS: usize = 512;
 const MAX_PARAMETER_BYTES: usize = 256 * 1024;
@@ -55,7 +54,7 @@ fn cells(object: &Value, now: Timestamp) -> Vec<Value> {
 
 /// True for a class that claims get which name none.
 pub(crate) fn is_default(object: &Value) -> bool {
-    meta::annotations(object).get(DEFAULT_ANNOTATION).is_some_and(|value| value == "true")
+    meta::annotations(object).get(DEFAULT_CLASS).is_some_and(|value| value == "true")
 }
 
 struct StorageClasses;
@@ -150,7 +149,7 @@ mod tests {
         ] {
             check_errors(&ROW, class, &expected);
         }
-        let old = json!({"metadata": {"name": "s", "annotations": {DEFAULT_ANNOTATION: "true"}}, "provisioner": "a/b",
+        let old = json!({"metadata": {"name": "s", "annotations": {DEFAULT_CLASS: "true"}}, "provisioner": "a/b",
             "reclaimPolicy": "Delete", "volumeBindingMode": "Immediate"});
         check_update_errors(
             &ROW,

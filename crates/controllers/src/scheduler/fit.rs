@@ -82,8 +82,15 @@ fn selected(spec: &PodSpec, node: &Node) -> bool {
     else {
         return true;
     };
+    node_matches(&required.node_selector_terms, node)
+}
+
+/// Whether one of the terms holds for the node.
+pub(crate) fn node_matches(terms: &[NodeSelectorTerm], node: &Node) -> bool {
+    let empty = BTreeMap::new();
+    let labels = node.metadata.labels.as_ref().unwrap_or(&empty);
     let name = node.metadata.name.as_deref().unwrap_or("");
-    required.node_selector_terms.iter().any(|term| term_matches(term, labels, name))
+    terms.iter().any(|term| term_matches(term, labels, name))
 }
 
 /// Terms are alternatives; within one, everything must hold. An empty term matches nothing.
@@ -119,6 +126,11 @@ pub(crate) fn unschedulable_message(nodes: usize, reasons: &BTreeMap<String, usi
         reasons.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
     counted.sort();
     format!("0/{nodes} nodes are available: {}.", counted.join(", "))
+}
+
+/// The same for a reason that has nothing to do with nodes.
+pub(crate) fn unresolvable_message(nodes: usize, reason: &str) -> String {
+    format!("0/{nodes} nodes are available: {reason}.")
 }
 
 #[cfg(test)]

@@ -4,22 +4,26 @@
 //! awaiting anything, and posts the binding; many bindings may be in flight. A pod that fits nowhere gets a
 //! condition and an event, and is looked at again when a node changes or a pod leaves.
 
-mod fit;
+pub(crate) mod fit;
 mod usage;
+mod volumes;
 
 use crate::context::Context;
 use crate::driver::{Doing, Error, Next, Reconciler};
 use crate::meta::{self, is_deleting, name, namespace, uid};
 use crate::pods::{condition, is_finished, node};
 use crate::queue::Queue;
+use crate::storage::{self, binder::set_aside};
 use bytes::Bytes;
+use cumulet_api::storage::SELECTED_NODE;
 use cumulet_cluster::events::reference;
 use cumulet_cluster::informer::Key;
 use cumulet_cluster::{Api, Change, EventRecorder, EventType, PatchKind};
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use usage::{Demand, Ledger, Usage};
+use volumes::{Claims, Step, Storage};
 
 /// The scheduler's name, in `spec.schedulerName` and in events.
 const SCHEDULER: &str = "default-scheduler";
@@ -28,6 +32,8 @@ const SCHEDULER: &str = "default-scheduler";
 pub(crate) struct Scheduler {
     ctx: Arc<Context>,
     api: Api<Pod>,
+    volumes: Api<PersistentVolume>,
+    claims: Api<PersistentVolumeClaim>,
     recorder: EventRecorder,
     state: Arc<Mutex<State>>,
 }
@@ -43,6 +49,8 @@ struct State {
 /// What was decided about a pod.
 enum Decision {
     Bind(String),
+    /// Something is to be done for its claims first; it is looked at again when they have changed.
+    Prepare(String, Vec<Step>),
     Refuse(String),
 }
 
@@ -53,6 +61,8 @@ impl Scheduler {
         Self {
             ctx: ctx.clone(),
             api: Api::new(ctx.cluster.clone()),
+            volumes: Api::new(ctx.cluster.clone()),
+            claims: Api::new(ctx.cluster.clone()),
             recorder: ctx.recorder(SCHEDULER),
             state,
         }
@@ -65,12 +75,21 @@ impl Scheduler {
         if state.ledger.holds(uid(&pod.metadata)) {
             return None;
         }
+        // Read under the lock: whoever changes a claim afterwards finds the pod among those that wait.
+        let (claims, conflict) = match self.claims_of(pod) {
+            Ok(found) => found,
+            Err(why) => {
+                state.waiting.insert(key.clone());
+                return Some(Decision::Refuse(fit::unresolvable_message(nodes.len(), &why)));
+            }
+        };
         let mut reasons = BTreeMap::new();
         let mut best: Option<(i64, &str)> = None;
         for node in &nodes {
             let node_name = name(&node.metadata);
             let usage = state.ledger.of(node_name).unwrap_or(&empty);
-            let misfits = fit::misfits(pod, &demand, node, usage);
+            let mut misfits = fit::misfits(pod, &demand, node, usage);
+            misfits.extend(claims.misfit(node).or(conflict).map(str::to_owned));
             if misfits.is_empty() {
                 best = Some(best.map_or((usage.pods(), node_name), |b| b.min((usage.pods(), node_name))));
             }
@@ -78,7 +97,13 @@ impl Scheduler {
                 *reasons.entry(reason).or_insert(0) += 1;
             }
         }
+        let chosen = best.and_then(|(_, best)| nodes.iter().find(|node| name(&node.metadata) == best));
+        let steps = chosen.map(|node| claims.steps(node)).unwrap_or_default();
         Some(match best {
+            Some((_, node)) if !steps.is_empty() => {
+                state.waiting.insert(key.clone());
+                Decision::Prepare(node.to_owned(), steps)
+            }
             Some((_, node)) => {
                 state.ledger.enter(uid(&pod.metadata), node, demand);
                 state.waiting.remove(key);
@@ -89,6 +114,40 @@ impl Scheduler {
                 Decision::Refuse(fit::unschedulable_message(nodes.len(), &reasons))
             }
         })
+    }
+
+    /// What the pod's claims ask for, and whether another pod has one that only one may have.
+    fn claims_of(&self, pod: &Pod) -> Result<(Claims, Option<&'static str>), String> {
+        let (informers, ns) = (&self.ctx.informers, namespace(&pod.metadata));
+        let storage = Storage {
+            claim: &|claim| informers.claims.get(ns, claim),
+            volumes: &|| informers.volumes.list(),
+            class: &|class| informers.storage_classes.get("", class),
+            pods: &|| informers.pods.list_namespace(ns),
+        };
+        Ok((Claims::of(pod, &storage)?, volumes::exclusive_conflict(pod, &storage)))
+    }
+
+    /// Does for the pod's claims what has to come before the pod.
+    async fn prepare(&self, node: &str, steps: Vec<Step>) -> Result<(), Error> {
+        for step in steps {
+            match step {
+                Step::Wait => {}
+                Step::SetAside(volume, claim) => {
+                    let reserved = set_aside(&volume, &claim, storage::claim_ref(&volume).is_none());
+                    let doing = || format!("setting aside volume {}", name(&volume.metadata));
+                    self.volumes.update(&reserved).await.doing(doing)?;
+                }
+                Step::SelectNode(claim) => {
+                    let mut told = (*claim).clone();
+                    let annotations = told.metadata.annotations.get_or_insert_default();
+                    annotations.insert(SELECTED_NODE.to_owned(), node.to_owned());
+                    let doing = || format!("selecting a node for claim {}", name(&claim.metadata));
+                    self.claims.update(&told).await.doing(doing)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     async fn bind(&self, pod: &Pod, node: &str) -> Result<(), Error> {
@@ -164,6 +223,7 @@ impl Reconciler for Scheduler {
         match self.decide(&pod, key) {
             None => {}
             Some(Decision::Bind(node)) => self.bind(&pod, &node).await?,
+            Some(Decision::Prepare(node, steps)) => self.prepare(&node, steps).await?,
             Some(Decision::Refuse(message)) => self.refuse(&pod, &message).await?,
         }
         Ok(Next::Done)
@@ -191,6 +251,12 @@ fn observe(ctx: &Arc<Context>, queue: &Arc<Queue<Key>>, state: &Arc<Mutex<State>
             retry(&q, &mut lock(&s));
         }
     });
+    let (q, s) = (queue.clone(), state.clone());
+    ctx.informers.claims.observe(move |_| retry(&q, &mut lock(&s)));
+    let (q, s) = (queue.clone(), state.clone());
+    ctx.informers.volumes.observe(move |_| retry(&q, &mut lock(&s)));
+    let (q, s) = (queue.clone(), state.clone());
+    ctx.informers.storage_classes.observe(move |_| retry(&q, &mut lock(&s)));
 }
 
 fn observe_pod(change: &Change<Pod>, queue: &Queue<Key>, state: &Mutex<State>) {

@@ -51,10 +51,13 @@ pub(crate) struct Chaos {
 }
 
 /// group, version, plural, kind, namespaced
-const RESOURCES: [(&str, &str, &str, &str, bool); 13] = [
+const RESOURCES: [(&str, &str, &str, &str, bool); 16] = [
     ("", "v1", "namespaces", "Namespace", false),
     ("", "v1", "nodes", "Node", false),
     ("", "v1", "pods", "Pod", true),
+    ("", "v1", "persistentvolumes", "PersistentVolume", false),
+    ("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim", true),
+    ("storage.k8s.io", "v1", "storageclasses", "StorageClass", false),
     ("", "v1", "services", "Service", true),
     ("", "v1", "endpoints", "Endpoints", true),
     ("", "v1", "configmaps", "ConfigMap", true),
