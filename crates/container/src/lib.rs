@@ -11,6 +11,7 @@
 mod capabilities;
 pub mod cgroup;
 mod console;
+pub mod disk;
 mod elsewhere;
 mod error;
 mod executor;

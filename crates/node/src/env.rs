@@ -5,7 +5,9 @@
 //! before by the pod or by services, `$$` is a dollar sign, an unknown reference stays as written.
 
 use crate::fields;
-use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvFromSource, EnvVar, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Container, EnvFromSource, EnvVar, PersistentVolume, Pod, Secret, Service,
+};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -17,6 +19,10 @@ pub(crate) trait Objects {
     fn secret(&self, name: &str) -> Option<Arc<Secret>>;
     /// The services whose variables the container gets.
     fn services(&self) -> Vec<Arc<Service>>;
+    /// The volume that a volume of the pod has got through its claim; why there is none otherwise.
+    fn claimed(&self, volume: &str) -> Result<Arc<PersistentVolume>, String> {
+        Err(format!("nobody has looked for the claim of volume \"{volume}\""))
+    }
 }
 
 /// What the fields of the pod resolve to, beyond the object itself.

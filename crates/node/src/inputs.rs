@@ -1,4 +1,4 @@
-//! The objects that pods refer to: ConfigMaps, Secrets, Services.
+//! The objects that pods refer to: ConfigMaps, Secrets, Services, volumes through their claims.
 //!
 //! They come from informers, so that a change of one reaches the pods that use it. An informer may lag behind the
 //! one of the pods by a moment; what is missing in a cache is therefore asked for once more at the API before it
@@ -6,9 +6,13 @@
 
 use crate::config::NodeConfig;
 use crate::env::Objects;
+use cumulet_api::storage;
 use cumulet_cluster::api::Kind;
 use cumulet_cluster::{Api, Cluster, Informer, ListOptions};
-use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, Secret, Service, ServicePort, ServiceSpec};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Container, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service, ServicePort,
+    ServiceSpec, Volume,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -107,6 +111,11 @@ impl Inputs {
                 set.secrets.insert(name, object);
             }
         }
+        for volume in pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()) {
+            if is_claim(volume) {
+                set.claimed.insert(volume.name.clone(), self.claimed(pod, volume).await);
+            }
+        }
         let links = pod.spec.as_ref().and_then(|s| s.enable_service_links).unwrap_or(true);
         if links {
             set.services = self.services.list_namespace(namespace);
@@ -118,12 +127,52 @@ impl Inputs {
         set
     }
 
+    /// The volume behind a pod's volume. Asked of the API each time: it does not change while a pod uses it.
+    async fn claimed(&self, pod: &Pod, volume: &Volume) -> Result<Arc<PersistentVolume>, String> {
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        let source = volume.persistent_volume_claim.as_ref();
+        let own = storage::ephemeral_claim(pod.metadata.name.as_deref().unwrap_or_default(), &volume.name);
+        let name = source.map_or(own, |source| source.claim_name.clone());
+        let claims = Api::<PersistentVolumeClaim>::new(self.cluster.clone());
+        let claim = claims.get(namespace, &name).await.map_err(|e| e.to_string())?;
+        let owners = claim.metadata.owner_references.iter().flatten();
+        let mine = owners
+            .into_iter()
+            .any(|o| o.controller == Some(true) && Some(&o.uid) == pod.metadata.uid.as_ref());
+        if source.is_none() && !mine {
+            return Err(format!(
+                "PVC {namespace}/{name} was not created for the pod: the pod is not its owner"
+            ));
+        }
+        let phase = claim.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default();
+        let wanted = claim.spec.as_ref().and_then(|s| s.volume_name.as_deref()).unwrap_or_default();
+        if phase != "Bound" || wanted.is_empty() {
+            return Err(format!(
+                "PVC {namespace}/{name} has non-bound phase (\"{phase}\") or empty pvc.Spec.VolumeName (\"{wanted}\")"
+            ));
+        }
+        let volumes = Api::<PersistentVolume>::new(self.cluster.clone());
+        let found = volumes.get("", wanted).await.map_err(|e| e.to_string())?;
+        let holder = found.spec.as_ref().and_then(|s| s.claim_ref.as_ref()).and_then(|c| c.uid.as_ref());
+        if holder != claim.metadata.uid.as_ref() {
+            return Err(format!(
+                "PersistentVolume {wanted} is bound to a claim other than {namespace}/{name}"
+            ));
+        }
+        Ok(Arc::new(found))
+    }
+
     async fn find<K: Kind>(&self, informer: &Informer<K>, namespace: &str, name: &str) -> Option<Arc<K>> {
         if let Some(object) = informer.get(namespace, name) {
             return Some(object);
         }
         Api::<K>::new(self.cluster.clone()).get(namespace, name).await.ok().map(Arc::new)
     }
+}
+
+/// Whether a pod's volume is what a claim has got.
+pub(crate) fn is_claim(volume: &Volume) -> bool {
+    volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some()
 }
 
 fn api_service(host: &str, port: u16) -> Service {
@@ -153,6 +202,8 @@ pub(crate) struct ObjectSet {
     pub(crate) secrets: HashMap<String, Arc<Secret>>,
     /// Services whose variables containers get.
     pub(crate) services: Vec<Arc<Service>>,
+    /// What claims have got, or why nothing, by volume of the pod.
+    pub(crate) claimed: HashMap<String, Result<Arc<PersistentVolume>, String>>,
 }
 
 impl Objects for ObjectSet {
@@ -166,5 +217,10 @@ impl Objects for ObjectSet {
 
     fn services(&self) -> Vec<Arc<Service>> {
         self.services.clone()
+    }
+
+    fn claimed(&self, volume: &str) -> Result<Arc<PersistentVolume>, String> {
+        let unknown = || Err(format!("the pod has no claim for volume \"{volume}\""));
+        self.claimed.get(volume).cloned().unwrap_or_else(unknown)
     }
 }

@@ -21,6 +21,7 @@ mod inputs;
 mod logs;
 mod node;
 mod probes;
+mod provisioner;
 mod runner;
 pub mod services;
 mod snapshots;

@@ -5,6 +5,7 @@ use crate::config::NodeConfig;
 use crate::dirs::NodeDirs;
 use crate::images::Images;
 use crate::inputs::Inputs;
+use crate::provisioner::Provisioner;
 use crate::runner::{Runner, Shared};
 use crate::snapshots::Templates;
 use crate::vm::Hosts;
@@ -54,6 +55,7 @@ impl Node {
             field_selector: Some(format!("spec.nodeName={}", config.node_name)),
             ..ListOptions::default()
         };
+        Provisioner::spawn(&deps.cluster, &config, &shutdown);
         let pods = Informer::<Pod>::spawn(deps.cluster.clone(), of_this_node, shutdown.clone());
         let shared = Arc::new(Shared {
             machine: agent::Machine::read(),

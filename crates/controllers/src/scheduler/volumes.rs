@@ -159,3 +159,101 @@ pub(crate) fn exclusive_conflict(pod: &Pod, storage: &Storage<'_>) -> Option<&'s
         "node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod access mode",
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn object<K: serde::de::DeserializeOwned>(value: Value) -> K {
+        serde_json::from_value(value).expect("an object")
+    }
+
+    fn claim(name: &str, class: &str, volume: &str, meta: Value) -> Arc<PersistentVolumeClaim> {
+        let mut metadata = json!({"name": name, "namespace": "ns", "uid": name});
+        for (key, value) in meta.as_object().expect("a map") {
+            metadata[key] = value.clone();
+        }
+        Arc::new(object(
+            json!({"metadata": metadata, "spec": {"storageClassName": class, "volumeName": volume,
+            "accessModes": ["ReadWriteOncePod"], "resources": {"requests": {"storage": "1Gi"}}}}),
+        ))
+    }
+
+    fn pod(name: &str, node: Option<&str>, claim: &str) -> Pod {
+        object(json!({"metadata": {"name": name, "namespace": "ns", "uid": name}, "spec": {"nodeName": node,
+            "containers": [], "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": claim}}]}}))
+    }
+
+    /// What becomes of a pod with this claim: why not, or the steps, as text.
+    fn check(wanted: &str, expected: &str) {
+        let on = |node: &str| {
+            json!({"required": {"nodeSelectorTerms": [{"matchExpressions": [
+                {"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}]}]}})
+        };
+        let bound = json!({"annotations": {storage::BIND_COMPLETED: "yes"}});
+        let claims = [
+            claim("new", "late", "", json!({})),
+            claim("told", "late", "", json!({"annotations": {storage::SELECTED_NODE: "n"}})),
+            claim("static", "by-hand", "", json!({})),
+            claim("early", "now", "", json!({})),
+            claim("going", "late", "", json!({"deletionTimestamp": "2026-01-01T00:00:00Z"})),
+            claim("here", "late", "here", bound.clone()),
+            claim("there", "late", "there", bound.clone()),
+            claim("lost", "late", "nowhere", bound),
+        ];
+        let volume = |name: &str, node: &str| {
+            Arc::new(object(json!({"metadata": {"name": name}, "spec": {"nodeAffinity": on(node)}})))
+        };
+        let volumes: [Arc<PersistentVolume>; 2] = [volume("here", "n"), volume("there", "m")];
+        let class = |mode: &str, provisioner: &str| -> Arc<StorageClass> {
+            Arc::new(object(json!({"metadata": {}, "provisioner": provisioner, "volumeBindingMode": mode})))
+        };
+        let other = [Arc::new(pod("other", Some("n"), "here"))];
+        let storage = Storage {
+            claim: &|name| claims.iter().find(|c| c.metadata.name.as_deref() == Some(name)).cloned(),
+            volumes: &|| volumes.to_vec(),
+            class: &|name| match name {
+                "late" => Some(class("WaitForFirstConsumer", "p")),
+                "by-hand" => Some(class("WaitForFirstConsumer", storage::NO_PROVISIONER)),
+                "now" => Some(class("Immediate", "p")),
+                _ => None,
+            },
+            pods: &|| other.to_vec(),
+        };
+        let node: Node =
+            object(json!({"metadata": {"name": "n", "labels": {"kubernetes.io/hostname": "n"}}}));
+        let pod = pod("mine", None, wanted);
+        let got = match Claims::of(&pod, &storage) {
+            Err(why) => why,
+            Ok(claims) => match claims.misfit(&node).or(exclusive_conflict(&pod, &storage)) {
+                Some(why) => why.to_owned(),
+                None => {
+                    let names = claims.steps(&node).into_iter().map(|step| match step {
+                        Step::SetAside(..) => "set aside",
+                        Step::SelectNode(_) => "select node",
+                        Step::Wait => "wait",
+                    });
+                    names.collect::<Vec<_>>().join(",")
+                }
+            },
+        };
+        assert_eq!(got, expected, "{wanted}");
+    }
+
+    #[test]
+    fn claims_decide_with_the_node() {
+        check("none", "persistentvolumeclaim \"none\" not found");
+        check("going", "persistentvolumeclaim \"going\" is being deleted");
+        check("early", "pod has unbound immediate PersistentVolumeClaims");
+        check("lost", "node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)");
+        check("there", "node(s) didn't match PersistentVolume's node affinity");
+        check("static", "node(s) didn't find available persistent volumes to bind");
+        check(
+            "here",
+            "node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod access mode",
+        );
+        check("new", "select node");
+        check("told", "wait");
+    }
+}

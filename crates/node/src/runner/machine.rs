@@ -5,7 +5,7 @@ use super::image::on_disk;
 use super::sandbox::blocking;
 use super::task::{PodContext, container};
 use crate::images::ResolvedImage;
-use crate::inputs::ObjectSet;
+use crate::inputs::{ObjectSet, is_claim};
 use crate::supervisor::proto::{VmImage, VmSpec};
 use crate::vm::disk::{self, SeedNetwork};
 use crate::vm::{Host, Root, vm_spec};
@@ -71,7 +71,8 @@ impl Parts {
         overhead: &BTreeMap<String, Quantity>,
     ) -> VmSpec {
         let cpus = context.shared.machine.cpus;
-        vm_spec(pod, &self.host, self.root.clone(), address, &context.dirs, (overhead, cpus))
+        let prepared = context.live().prepared.clone().unwrap_or_default();
+        vm_spec(pod, &self.host, self.root.clone(), address, (&context.dirs, &prepared), (overhead, cpus))
     }
 }
 
@@ -136,13 +137,13 @@ fn earlier(pod: &Pod) -> Vec<(String, String)> {
         .collect()
 }
 
-/// Waits for the images of all containers, which are looked for meanwhile, and for directories of the host.
+/// Waits for the images of all containers, which are looked for meanwhile, and for directories and disks of the host.
 async fn images(context: &PodContext, pod: &Pod) -> Vec<ResolvedImage> {
     let spec = pod.spec.iter();
     let names = spec.flat_map(|s| s.init_containers.iter().flatten().chain(&s.containers)).map(|c| &c.name);
     let names: Vec<&String> = names.collect();
     let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
-    let shares = volumes.into_iter().any(|volume| volume.host_path.is_some());
+    let shares = volumes.into_iter().any(|volume| volume.host_path.is_some() || is_claim(volume));
     loop {
         let news = context.news.notified();
         let found: Vec<_> = {

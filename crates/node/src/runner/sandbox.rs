@@ -4,6 +4,7 @@ use super::Shared;
 use super::machine::{Parts, Seed};
 use super::snapshot::{self, Way};
 use super::task::PodContext;
+use crate::inputs::ObjectSet;
 use crate::supervisor::client::{GONE, finish};
 use crate::supervisor::files::State;
 use crate::supervisor::proto::{self, Instance, InstanceState, PodNetwork, Request, SandboxSpec, VmMemory};
@@ -126,8 +127,10 @@ pub(super) async fn start(
         spec.vm = Some(Box::new(vm));
     }
     let in_machine = spec.vm.is_some();
+    let claims =
+        if volumes::has_claims(pod) { shared.inputs.collect(pod).await } else { ObjectSet::default() };
     let seed = Seed::of(context, pod, spec.vm.as_deref(), address).await;
-    blocking(files(context, pod, hostname, &ips, (in_machine, seed))).await?;
+    blocking(files(context, pod, hostname, &ips, (in_machine, seed, claims))).await?;
     context.placed.send_replace(true);
     let supervisor = Supervisor::spawn(&shared.config.exe, &context.dirs.root, &spec, way.file());
     let supervisor = Arc::new(supervisor.await.map_err(|e| e.message)?);
@@ -146,7 +149,7 @@ pub(super) fn files(
     pod: &Arc<Pod>,
     hostname: etc::Hostname,
     ips: &[String],
-    (in_machine, seed): (bool, Option<Seed>),
+    (in_machine, seed, claims): (bool, Option<Seed>, ObjectSet),
 ) -> impl FnOnce() -> Result<(), String> + Send + 'static {
     let (files, of, ip) = (context.clone(), pod.clone(), ips.first().cloned());
     move || {
@@ -156,7 +159,7 @@ pub(super) fn files(
         match seed {
             Some(seed) => seed.write(&files, &of, &hostname.name),
             None if in_machine => Ok(()),
-            None => volumes::mount_memory(&of, &files.dirs),
+            None => volumes::mount_first(&of, &files.dirs, &claims),
         }
     }
 }

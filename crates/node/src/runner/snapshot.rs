@@ -275,7 +275,13 @@ pub(super) async fn start_clone(
             vm.memory = VmMemory::Clone { state: hot.state.clone(), notes: hot.notes.clone() };
             spec.vm = Some(Box::new(vm));
             context.live().supervisor = Some(standby.supervisor.clone());
-            let files = sandbox::files(context, pod, hostname, &ips, (true, None));
+            let files = sandbox::files(
+                context,
+                pod,
+                hostname,
+                &ips,
+                (true, None, crate::inputs::ObjectSet::default()),
+            );
             let given = standby::give(context, &standby, &spec, files).await;
             context.placed.send_replace(true);
             match given {

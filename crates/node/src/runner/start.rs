@@ -79,7 +79,8 @@ async fn order(context: &Arc<PodContext>, name: &str, attempt: u32) -> Result<Co
     let identity = template.map(|template| snapshot::identity(context, &template, &objects));
     let guest = (machine && image.disk.is_none()).then(|| GuestParts {
         images: vec![disk_serial(&image.id)],
-        mounts: vm::mounts(container, &environment),
+        mounts: vm::mounts(container, &environment, &prepared),
+        devices: vm::devices(container),
         identity,
     });
     let mounts = match machine {

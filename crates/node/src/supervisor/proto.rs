@@ -386,6 +386,13 @@ pub struct VmImage {
     pub path: PathBuf,
 }
 
+impl VmVolume {
+    /// Whether the guest has written something that only its own flush brings to the disk.
+    pub(crate) fn needs_flush(&self) -> bool {
+        matches!(self, Self::Disk { read_only: false, .. } | Self::Block { read_only: false, .. })
+    }
+}
+
 /// A volume of a virtual machine.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -402,6 +409,24 @@ pub enum VmVolume {
         /// The directory.
         path: PathBuf,
         /// No container may write it.
+        read_only: bool,
+    },
+    /// A file system on a disk of its own, which one pod at a time has.
+    Disk {
+        /// A file or a block device.
+        path: PathBuf,
+        /// What is on it.
+        fs_type: String,
+        /// Cannot be written.
+        read_only: bool,
+        /// Group that owns its root.
+        gid: Option<u32>,
+    },
+    /// A disk as a device, which one pod at a time has.
+    Block {
+        /// A file or a block device.
+        path: PathBuf,
+        /// Cannot be written.
         read_only: bool,
     },
     /// A directory inside the guest.
@@ -446,6 +471,9 @@ pub struct GuestParts {
     pub images: Vec<String>,
     /// Mounts of the pod's volumes, in order.
     pub mounts: Vec<cumulet_guest_proto::spec::Mount>,
+    /// Block volumes.
+    #[serde(default)]
+    pub devices: Vec<cumulet_guest_proto::spec::Device>,
     /// Who the pod is, for a clone that has to become it first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub identity: Option<IdentityParts>,

@@ -13,7 +13,7 @@ mod kernels;
 mod spec;
 
 pub(crate) use host::{Host, Hosts, text, user};
-pub(crate) use spec::{Root, TRANSLATION_CACHE_BYTES, mounts, vm_spec};
+pub(crate) use spec::{Root, TRANSLATION_CACHE_BYTES, devices, mounts, vm_spec};
 
 use cumulet_cluster::Api;
 use k8s_openapi::api::core::v1::Pod;

@@ -6,10 +6,11 @@ use crate::env::Environment;
 use crate::supervisor::files::SEED;
 use crate::supervisor::proto::{VmDisk, VmImage, VmMemory, VmSpec, VmVolume};
 use crate::vm::Host;
-use crate::volumes::payload;
+use crate::volumes::claim::{Claimed, Place};
+use crate::volumes::{Prepared, payload};
 use cumulet_api::Quantity;
 use cumulet_container::Resources;
-use cumulet_guest_proto::spec::Mount;
+use cumulet_guest_proto::spec::{Device, Mount};
 use k8s_openapi::api::core::v1::{Container, Pod, Volume, VolumeMount};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 use std::collections::BTreeMap;
@@ -53,7 +54,7 @@ pub(crate) fn vm_spec(
     host: &Host,
     root: Root,
     address: Ipv4Addr,
-    dirs: &PodDirs,
+    (dirs, prepared): (&PodDirs, &Prepared),
     (overhead, cpus): (&BTreeMap<String, ApiQuantity>, i64),
 ) -> VmSpec {
     let own = matches!(root, Root::Disk(_));
@@ -78,7 +79,13 @@ pub(crate) fn vm_spec(
         scratch_bytes: scratch(pod),
         mac: cumulet_net::hardware_address(address),
         etc: dirs.etc(),
-        volumes: volumes.filter_map(|v| Some((v.name.clone(), volume(v, pod, dirs, group)?))).collect(),
+        volumes: volumes
+            .filter_map(|v| {
+                let claimed = prepared.claims.get(&v.name).map(|claimed| claim(claimed, &v.name, pod, group));
+                let found = claimed.or_else(|| volume(v, pod, (dirs, prepared), group))?;
+                Some((v.name.clone(), found))
+            })
+            .collect(),
         memory: VmMemory::Own,
         share_process_namespace: pod.spec.as_ref().and_then(|s| s.share_process_namespace) == Some(true),
         limits: size.limits,
@@ -87,7 +94,12 @@ pub(crate) fn vm_spec(
 }
 
 /// Kinds that a machine does not have were refused when the volumes were prepared.
-fn volume(volume: &Volume, pod: &Pod, dirs: &PodDirs, gid: Option<u32>) -> Option<VmVolume> {
+fn volume(
+    volume: &Volume,
+    pod: &Pod,
+    (dirs, prepared): (&PodDirs, &Prepared),
+    gid: Option<u32>,
+) -> Option<VmVolume> {
     if let Some(source) = &volume.empty_dir {
         let limit = source.size_limit.as_ref().and_then(|q| Quantity::parse(&q.0).ok());
         return Some(VmVolume::EmptyDir {
@@ -97,22 +109,47 @@ fn volume(volume: &Volume, pod: &Pod, dirs: &PodDirs, gid: Option<u32>) -> Optio
         });
     }
     if let Some(source) = &volume.host_path {
-        let mut mounts = containers(pod).flat_map(|c| c.volume_mounts.iter().flatten());
-        let read_only = mounts.all(|m| m.name != volume.name || m.read_only == Some(true));
-        return Some(VmVolume::Directory { path: source.path.clone().into(), read_only });
+        let alone = prepared.files.contains_key(&volume.name).then(|| dirs.volumes().join(&volume.name));
+        let path = alone.unwrap_or_else(|| source.path.clone().into());
+        return Some(VmVolume::Directory { path, read_only: never_written(pod, &volume.name) });
     }
     payload::is_payload(volume).then(|| VmVolume::Files { dir: dirs.volumes().join(&volume.name), gid })
 }
 
+/// True when every container that mounts the volume does so read-only.
+fn never_written(pod: &Pod, volume: &str) -> bool {
+    let mut mounts = containers(pod).flat_map(|c| c.volume_mounts.iter().flatten());
+    mounts.all(|m| m.name != volume || m.read_only == Some(true))
+}
+
+/// What a claim has got.
+fn claim(claimed: &Claimed, name: &str, pod: &Pod, gid: Option<u32>) -> VmVolume {
+    let read_only = claimed.read_only;
+    match claimed.place.clone() {
+        Place::Directory { path, .. } => {
+            VmVolume::Directory { path, read_only: read_only || never_written(pod, name) }
+        }
+        Place::Disk { path, fs_type } => VmVolume::Disk { path, fs_type, read_only, gid },
+        Place::Device { path } => VmVolume::Block { path, read_only },
+    }
+}
+
+/// The block volumes of a container.
+pub(crate) fn devices(container: &Container) -> Vec<Device> {
+    let devices = container.volume_devices.iter().flatten();
+    devices.map(|d| Device { volume: d.name.clone(), path: d.device_path.clone() }).collect()
+}
+
 /// The mounts of a container, outer ones first.
-pub(crate) fn mounts(container: &Container, environment: &Environment) -> Vec<Mount> {
+pub(crate) fn mounts(container: &Container, environment: &Environment, prepared: &Prepared) -> Vec<Mount> {
     let mut wanted: Vec<&VolumeMount> = container.volume_mounts.iter().flatten().collect();
     wanted.sort_by_key(|m| m.mount_path.matches('/').count());
     let one = |mount: &VolumeMount| Mount {
         volume: mount.name.clone(),
         sub_path: match (&mount.sub_path, &mount.sub_path_expr) {
             (_, Some(expr)) if !expr.is_empty() => environment.expand(expr),
-            (path, _) => path.clone().unwrap_or_default(),
+            (Some(path), _) if !path.is_empty() => path.clone(),
+            _ => prepared.files.get(&mount.name).cloned().unwrap_or_default(),
         },
         destination: mount.mount_path.clone(),
         read_only: mount.read_only.unwrap_or(false),
@@ -266,7 +303,7 @@ mod tests {
         .unwrap();
         let none = crate::inputs::ObjectSet::default();
         let env = crate::env::build(&Pod::default(), &container, &[], &Default::default(), &none).unwrap();
-        let got = mounts(&container, &env);
+        let got = mounts(&container, &env, &Prepared::default());
         let got: Vec<_> =
             got.iter().map(|m| (m.destination.as_str(), m.sub_path.as_str(), m.read_only)).collect();
         assert_eq!(got, [("/a", "", true), ("/a/b", "x", false)]);

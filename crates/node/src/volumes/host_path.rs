@@ -1,6 +1,7 @@
 //! `hostPath` volumes: the checks and creations that their type asks for.
 
 use k8s_openapi::api::core::v1::HostPathVolumeSource;
+use nix::mount::{MsFlags, mount};
 use std::fs::{self, DirBuilder, FileType, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -31,6 +32,26 @@ pub(crate) fn prepare(source: &HostPathVolumeSource) -> Result<PathBuf, String> 
         other => Err(format!("hostPath type {other:?} is not known")),
     }?;
     Ok(path)
+}
+
+/// Makes a directory in which there is nothing but the file, and gives the file's name there: what a virtual machine
+/// gets by virtiofs is a directory, and it is to see nothing beside the file.
+pub(crate) fn alone(file: &Path, dir: &Path) -> Result<String, String> {
+    let failed = |e: std::io::Error| format!("cannot show {} to a virtual machine: {e}", file.display());
+    let kind = fs::metadata(file).map_err(failed)?.file_type();
+    if !kind.is_file() {
+        return Err(format!("hostPath {} is neither a directory nor a file", file.display()));
+    }
+    let name = file.file_name().and_then(|name| name.to_str());
+    let name = name.ok_or_else(|| format!("hostPath {} has no name that is text", file.display()))?;
+    crate::dirs::private_dir(dir).map_err(failed)?;
+    let place = dir.join(name);
+    if !super::mounts_below(dir).map_err(failed)?.contains(&place) {
+        fs::write(&place, "").map_err(failed)?;
+        mount(Some(file), &place, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+            .map_err(|e| failed(e.into()))?;
+    }
+    Ok(name.to_owned())
 }
 
 fn make_dir(path: &Path) -> Result<(), String> {

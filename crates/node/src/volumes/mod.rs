@@ -1,14 +1,16 @@
 //! Volumes of a pod: what is made on the host, and the mounts of its containers.
 //!
 //! Preparing is idempotent and runs again when an object that a volume shows has changed; a directory that exists is
-//! kept. Nothing is mounted on the host but the tmpfs of `emptyDir` volumes with `medium: Memory`, which have to be
-//! shared by containers and to survive their restarts.
+//! kept. Three things are mounted on the host, below the pod's directory: the tmpfs of `emptyDir` volumes with
+//! `medium: Memory` and disks of claims, which have to be shared by containers and to survive their restarts, and
+//! single files that a virtual machine is to see.
 //!
-//! Absent: PersistentVolumeClaims and the volume kinds of other systems; a pod that wants one waits with an event
-//! that says so.
+//! Absent: the volume kinds of other systems; a pod that wants one waits with an event that says so.
 
 pub(crate) mod atomic;
+pub(crate) mod claim;
 pub(crate) mod etc;
+mod group;
 mod host_path;
 pub(crate) mod payload;
 mod sub_path;
@@ -16,6 +18,8 @@ mod sub_path;
 use crate::convert::id;
 use crate::dirs::{PodDirs, component};
 use crate::env::{Environment, Objects, PodFacts};
+use crate::inputs::is_claim;
+use claim::{Claimed, Place};
 use cumulet_api::Quantity;
 use cumulet_container::{Mount, MountSource, Propagation};
 use cumulet_vmm::virtiofs::Virtiofsd;
@@ -27,10 +31,26 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
-/// Host paths of a pod's volumes, by volume name.
+/// What was prepared of a pod's volumes, by volume name.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Prepared {
+    /// Where they are on the host.
     paths: HashMap<String, PathBuf>,
+    /// Those that are claims'.
+    pub(crate) claims: HashMap<String, Claimed>,
+    /// Names of single files, for a virtual machine: the path is a directory with nothing else.
+    pub(crate) files: HashMap<String, String>,
+}
+
+/// What volumes are prepared from.
+#[derive(Clone, Copy)]
+pub(crate) struct Setting<'a> {
+    /// The pod's directories.
+    pub(crate) dirs: &'a PodDirs,
+    /// What fields of the pod resolve to.
+    pub(crate) facts: &'a PodFacts,
+    /// What the pod refers to.
+    pub(crate) objects: &'a dyn Objects,
 }
 
 /// Prepares all volumes of the pod, which is a virtual machine or not.
@@ -44,50 +64,108 @@ pub(crate) fn prepare(
     objects: &dyn Objects,
     machine: bool,
 ) -> Result<Prepared, String> {
-    let spec = pod.spec.as_ref();
-    let group = spec.and_then(|s| s.security_context.as_ref()).and_then(|s| s.fs_group).map(id);
+    let setting = Setting { dirs, facts, objects };
     let mut prepared = Prepared::default();
-    for volume in spec.and_then(|s| s.volumes.as_ref()).into_iter().flatten() {
-        let path = match machine {
-            true => in_machine(volume, dirs),
-            false => Ok(None),
+    for volume in pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()) {
+        let one = match is_claim(volume) {
+            true => prepare_claim(volume, pod, setting, machine, &mut prepared),
+            false if machine => in_machine(volume, pod, setting, &mut prepared),
+            false => prepare_one(volume, pod, setting),
         };
-        let path = path
-            .and_then(|path| match path {
-                Some(path) => Ok(path),
-                None => prepare_one(volume, pod, dirs, facts, objects, group),
-            })
-            .map_err(|e| format!("MountVolume.SetUp failed for volume \"{}\" : {e}", volume.name))?;
+        let path =
+            one.map_err(|e| format!("MountVolume.SetUp failed for volume \"{}\" : {e}", volume.name))?;
         prepared.paths.insert(volume.name.clone(), path);
     }
     Ok(prepared)
 }
 
-/// Volumes that a virtual machine has inside itself need nothing here; of the host it can have directories.
-fn in_machine(volume: &Volume, dirs: &PodDirs) -> Result<Option<PathBuf>, String> {
-    if let Some(source) = &volume.host_path {
-        Virtiofsd::find()
-            .map_err(|e| format!("a virtual machine gets directories of the host by virtiofs: {e}"))?;
-        let path = host_path::prepare(source)?;
-        if !path.is_dir() {
-            return Err(format!(
-                "hostPath {} is not a directory, which is all that virtiofs has",
-                source.path
-            ));
-        }
-        return Ok(Some(path));
-    }
-    Ok(volume.empty_dir.is_some().then(|| dirs.volumes().join(&volume.name)))
+fn group_of(pod: &Pod) -> Option<u32> {
+    pod.spec.as_ref().and_then(|s| s.security_context.as_ref()).and_then(|s| s.fs_group).map(id)
 }
 
-fn prepare_one(
+/// Volumes that a virtual machine has inside itself need nothing here; of the host it can have directories and files.
+fn in_machine(
     volume: &Volume,
     pod: &Pod,
-    dirs: &PodDirs,
-    facts: &PodFacts,
-    objects: &dyn Objects,
-    group: Option<u32>,
+    setting: Setting<'_>,
+    prepared: &mut Prepared,
 ) -> Result<PathBuf, String> {
+    let dirs = setting.dirs;
+    if let Some(source) = &volume.host_path {
+        needs_virtiofs()?;
+        let path = host_path::prepare(source)?;
+        if path.is_dir() {
+            return Ok(path);
+        }
+        component(&volume.name).map_err(|e| e.to_string())?;
+        let dir = dirs.volumes().join(&volume.name);
+        let name = host_path::alone(&path, &dir)?;
+        prepared.files.insert(volume.name.clone(), name);
+        return Ok(dir);
+    }
+    match volume.empty_dir.is_some() {
+        true => Ok(dirs.volumes().join(&volume.name)),
+        false => prepare_one(volume, pod, setting),
+    }
+}
+
+fn needs_virtiofs() -> Result<(), String> {
+    let found = Virtiofsd::find();
+    found.map(drop).map_err(|e| format!("a virtual machine gets directories of the host by virtiofs: {e}"))
+}
+
+/// A claim's volume: on a directory, on a disk that is mounted here, or for a virtual machine on a disk.
+fn prepare_claim(
+    volume: &Volume,
+    pod: &Pod,
+    setting: Setting<'_>,
+    machine: bool,
+    prepared: &mut Prepared,
+) -> Result<PathBuf, String> {
+    let found = setting.objects.claimed(&volume.name)?;
+    let read_only = volume.persistent_volume_claim.as_ref().and_then(|c| c.read_only) == Some(true);
+    let claimed = Claimed { place: claim::place(&found)?, read_only };
+    let path = match &claimed.place {
+        Place::Directory { path, ours } => {
+            if machine {
+                needs_virtiofs()?;
+            }
+            let group = group_of(pod).filter(|_| *ours && !read_only);
+            give_to_group(path, group, pod)?;
+            path.clone()
+        }
+        Place::Disk { path, .. } | Place::Device { path } if machine => path.clone(),
+        Place::Disk { path, fs_type } => {
+            component(&volume.name).map_err(|e| e.to_string())?;
+            let at = setting.dirs.volumes().join(&volume.name);
+            if !at.exists() || !is_mount_point(&at).map_err(|e| e.to_string())? {
+                crate::dirs::private_dir(&at).map_err(|e| format!("{}: {e}", at.display()))?;
+                let mounted = cumulet_container::disk::mount_file(path, fs_type, &at, read_only);
+                mounted.map_err(|e| e.to_string())?;
+            }
+            give_to_group(&at, group_of(pod).filter(|_| !read_only), pod)?;
+            at
+        }
+        Place::Device { .. } => {
+            return Err("a volume of volumeMode Block can be had by a virtual machine only: give the pod \
+                        `runtimeClassName: vm`, or the claim volumeMode Filesystem"
+                .to_owned());
+        }
+    };
+    prepared.claims.insert(volume.name.clone(), claimed);
+    Ok(path)
+}
+
+fn give_to_group(path: &Path, group: Option<u32>, pod: &Pod) -> Result<(), String> {
+    let Some(group) = group else { return Ok(()) };
+    let security = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
+    let policy = security.and_then(|s| s.fs_group_change_policy.as_deref());
+    group::give(path, group, policy == Some("OnRootMismatch"))
+        .map_err(|e| format!("applyFSGroup failed for {}: {e}", path.display()))
+}
+
+fn prepare_one(volume: &Volume, pod: &Pod, setting: Setting<'_>) -> Result<PathBuf, String> {
+    let (Setting { dirs, facts, objects }, group) = (setting, group_of(pod));
     if let Some(source) = &volume.host_path {
         return host_path::prepare(source);
     }
@@ -101,26 +179,35 @@ fn prepare_one(
     } else {
         return Err(
             "this version has no volumes of this kind; it has emptyDir, hostPath, configMap, secret, \
-                    downwardAPI and projected"
+                    downwardAPI, projected, persistentVolumeClaim and ephemeral"
                 .to_owned(),
         );
     }
     Ok(dir)
 }
 
-/// Mounts the pod's emptyDirs of medium Memory. A supervisor sees the mounts that exist when it starts, so this comes
-/// before it; doing it again is fine.
-pub(crate) fn mount_memory(pod: &Pod, dirs: &PodDirs) -> Result<(), String> {
-    let spec = pod.spec.as_ref();
-    let group = spec.and_then(|s| s.security_context.as_ref()).and_then(|s| s.fs_group).map(id);
-    for volume in spec.and_then(|s| s.volumes.as_ref()).into_iter().flatten() {
+/// Mounts what is to be mounted on the host: the pod's emptyDirs of medium Memory, and disks of claims. A supervisor
+/// sees the mounts that exist when it starts, so this comes before it; doing it again is fine.
+pub(crate) fn mount_first(pod: &Pod, dirs: &PodDirs, objects: &dyn Objects) -> Result<(), String> {
+    let facts = PodFacts::default();
+    let setting = Setting { dirs, facts: &facts, objects };
+    for volume in pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()) {
+        let failed = |e: String| format!("volume \"{}\": {e}", volume.name);
         if let Some(source) = volume.empty_dir.as_ref().filter(|e| e.medium.as_deref() == Some("Memory")) {
-            component(&volume.name).map_err(|e| e.to_string())?;
+            component(&volume.name).map_err(|e| failed(e.to_string()))?;
             let dir = dirs.volumes().join(&volume.name);
-            empty_dir(&dir, source, group).map_err(|e| format!("volume \"{}\": {e}", volume.name))?;
+            empty_dir(&dir, source, group_of(pod)).map_err(|e| failed(e.to_string()))?;
+        }
+        if is_claim(volume) {
+            prepare_claim(volume, pod, setting, false, &mut Prepared::default()).map_err(failed)?;
         }
     }
     Ok(())
+}
+
+/// Whether [`mount_first`] has to see what claims have got.
+pub(crate) fn has_claims(pod: &Pod) -> bool {
+    pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()).any(is_claim)
 }
 
 /// Writes the changed objects into the volumes that show them. Errors leave the old content.
@@ -130,12 +217,10 @@ pub(crate) fn refresh(
     facts: &PodFacts,
     objects: &dyn Objects,
 ) -> Result<(), String> {
-    let spec = pod.spec.as_ref();
-    let group = spec.and_then(|s| s.security_context.as_ref()).and_then(|s| s.fs_group).map(id);
-    for volume in spec.and_then(|s| s.volumes.as_ref()).into_iter().flatten() {
+    let setting = Setting { dirs, facts, objects };
+    for volume in pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()) {
         if payload::is_payload(volume) {
-            prepare_one(volume, pod, dirs, facts, objects, group)
-                .map_err(|e| format!("{}: {e}", volume.name))?;
+            prepare_one(volume, pod, setting).map_err(|e| format!("{}: {e}", volume.name))?;
         }
     }
     Ok(())
@@ -175,21 +260,31 @@ fn is_mount_point(dir: &Path) -> io::Result<bool> {
 /// # Errors
 /// Those of reading the directory.
 pub(crate) fn unmount(dirs: &PodDirs) -> io::Result<()> {
-    let entries = match fs::read_dir(dirs.volumes()) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(e),
-    };
-    for entry in entries {
-        let path = entry?.path();
+    // The innermost first; the table has the outermost first.
+    for path in mounts_below(&dirs.volumes())?.iter().rev() {
         // Detached, so that a process that still sits in it holds up nothing.
-        while is_mount_point(&path).unwrap_or(false) {
-            if umount2(&path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW).is_err() {
-                break;
-            }
-        }
+        let _ = umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
     }
     Ok(())
+}
+
+/// What is mounted in a directory, outer mounts first.
+fn mounts_below(root: &Path) -> io::Result<Vec<PathBuf>> {
+    let table = fs::read_to_string("/proc/self/mountinfo")?;
+    Ok(table.lines().filter_map(mount_point).filter(|path| path.starts_with(root)).collect())
+}
+
+/// The mount point in a line of `mountinfo`, in which some characters are octal numbers.
+fn mount_point(line: &str) -> Option<PathBuf> {
+    let field = line.split(' ').nth(4)?;
+    let mut parts = field.split('\\');
+    let mut path = parts.next()?.to_owned();
+    for part in parts {
+        let code = part.get(..3).and_then(|digits| u8::from_str_radix(digits, 8).ok())?;
+        path.push(char::from(code));
+        path.push_str(&part[3..]);
+    }
+    Some(PathBuf::from(path))
 }
 
 /// The mounts of a container: its volumes, and the files that the node manages.
@@ -247,6 +342,7 @@ fn volume_mount(
     };
     let volumes = pod.spec.as_ref().and_then(|s| s.volumes.as_ref());
     let files = volumes.into_iter().flatten().any(|v| v.name == one.name && payload::is_payload(v));
+    let files = files || prepared.claims.get(&one.name).is_some_and(|claimed| claimed.read_only);
     let mut mount = bind(source, one.mount_path.clone(), one.read_only.unwrap_or(false) || files);
     mount.propagation = match one.mount_propagation.as_deref() {
         Some("HostToContainer") => Propagation::Rslave,
@@ -305,7 +401,8 @@ mod tests {
         let dirs = dirs(dir.path());
         for (volume, text) in [
             (json!({"name": "v", "configMap": {"name": "no"}}), "configmap \"no\" not found"),
-            (json!({"name": "v", "persistentVolumeClaim": {"claimName": "c"}}), "no volumes of this kind"),
+            (json!({"name": "v", "persistentVolumeClaim": {"claimName": "c"}}), "has no claim"),
+            (json!({"name": "v", "nfs": {"server": "s", "path": "/"}}), "no volumes of this kind"),
             (
                 json!({"name": "v", "hostPath": {"path": "/etc/passwd", "type": "Directory"}}),
                 "is not a directory",

@@ -195,6 +195,7 @@ mod tests {
             config_maps: [("cm".to_owned(), Arc::new(serde_json::from_value(map).unwrap()))].into(),
             secrets: [("s".to_owned(), Arc::new(serde_json::from_value(secret).unwrap()))].into(),
             services: vec![],
+            ..ObjectSet::default()
         };
         let pod: Pod =
             serde_json::from_value(json!({"metadata": {"name": "w", "labels": {"k": "v"}}})).unwrap();

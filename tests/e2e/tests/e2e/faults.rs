@@ -147,6 +147,6 @@ fn random_crashes_lose_nothing() -> anyhow::Result<()> {
 
 /// The moment of a crash is a moment in time: there is nothing to wait on.
 #[expect(clippy::disallowed_methods, reason = "the crash is to come at a moment that nothing announces")]
-fn pause(milliseconds: u64) {
+pub(crate) fn pause(milliseconds: u64) {
     std::thread::sleep(std::time::Duration::from_millis(milliseconds));
 }

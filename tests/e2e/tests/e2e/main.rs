@@ -17,6 +17,7 @@ macro_rules! also_as_machines {
 }
 
 mod api;
+mod claims;
 mod cli;
 mod deployments;
 mod disk_vm;

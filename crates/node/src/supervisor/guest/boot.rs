@@ -8,6 +8,7 @@ use crate::supervisor::proto::{PodNetwork, SandboxSpec, VmSpec, VmVolume};
 use crate::supervisor::record::{Record, now_us};
 use crate::vm::{TRANSLATION_CACHE_BYTES, text};
 use cumulet_container::cgroup::Cgroup;
+use cumulet_container::disk;
 use cumulet_guest_proto::spec::{FileTree, Network, Pod, Route};
 use cumulet_vmm::scratch;
 use cumulet_vmm::virtiofs::{Served, Virtiofsd};
@@ -156,6 +157,7 @@ fn machine_spec(
             format: DiskFormat::Raw,
         });
     }
+    disks.extend(volumes(vm)?);
     Ok(MachineSpec {
         name: machine_name(&record.sandbox()),
         accelerator: if vm.kvm { Accelerator::Kvm } else { Accelerator::Tcg },
@@ -197,6 +199,25 @@ pub(in crate::supervisor) fn nic(vm: &VmSpec, network: &PodNetwork) -> Result<Ni
     let tap = cumulet_net::tap::open(tap).map_err(|e| format!("tap {tap}: {e}"))?;
     let mtu = u16::try_from(network.mtu).ok().filter(|m| *m > 0).unwrap_or(MTU);
     Ok(Nic { tap, mac: vm.mac, mtu })
+}
+
+/// The disks that are volumes. What the guest flushes reaches them.
+fn volumes(vm: &VmSpec) -> Result<Vec<Disk>, String> {
+    let mut disks = Vec::new();
+    for (number, volume) in vm.volumes.values().enumerate() {
+        if let VmVolume::Disk { path, read_only, .. } | VmVolume::Block { path, read_only } = volume {
+            let file = disk::open(path, *read_only).map_err(|e| format!("{}: {e}", path.display()))?;
+            let serial = tag(number);
+            disks.push(Disk {
+                file,
+                serial,
+                read_only: *read_only,
+                volatile: false,
+                format: DiskFormat::Raw,
+            });
+        }
+    }
+    Ok(disks)
 }
 
 /// Serves the directories of the host that are volumes.

@@ -32,6 +32,13 @@ impl Files {
             VmVolume::Directory { read_only, .. } => {
                 Volume::Virtiofs { tag: tag(number), read_only: *read_only }
             }
+            VmVolume::Disk { fs_type, read_only, gid, .. } => Volume::Disk {
+                serial: tag(number),
+                fs_type: fs_type.clone(),
+                read_only: *read_only,
+                gid: *gid,
+            },
+            VmVolume::Block { .. } => Volume::Block { serial: tag(number) },
             VmVolume::EmptyDir { size_bytes, memory, gid } => {
                 Volume::EmptyDir { size_bytes: *size_bytes, memory: *memory, gid: *gid }
             }
@@ -84,7 +91,8 @@ impl Files {
     }
 }
 
-/// What the guest mounts the directory by that is the volume of this number: names of volumes may be too long.
+/// What the guest finds the directory or the disk by that is the volume of this number: names of volumes may be too
+/// long.
 pub(super) fn tag(number: usize) -> String {
     format!("volume{number}")
 }

@@ -25,7 +25,9 @@ mod template;
 use super::backend::refuse;
 use super::log::last_bytes;
 use super::output::Output;
-use super::proto::{ContainerStart, Ended, InstanceState, PodNetwork, Reply, TemplateNotes, VmSpec};
+use super::proto::{
+    ContainerStart, Ended, InstanceState, PodNetwork, Reply, TemplateNotes, VmSpec, VmVolume,
+};
 use super::record::{MAX_MESSAGE, Record, is_name, new_id, now_us};
 use clone::Clone;
 use cumulet_container::cgroup::{Cgroup, CgroupError};
@@ -44,6 +46,8 @@ use tokio::time::timeout;
 
 /// How long everything may take to be gone when the pod is shut down.
 const SHUTDOWN: Duration = Duration::from_secs(10);
+/// How long a guest may take to write its disks and power itself off.
+const FLUSH: Duration = Duration::from_secs(8);
 /// Reason of a container's end that is the machine's.
 pub(super) const MACHINE_FAILED: &str = "MachineFailed";
 
@@ -377,9 +381,27 @@ impl Machine {
         }
     }
 
+    /// Lets a guest that has disks of the host power itself off, so that what it has written is there.
+    async fn flush(&self) {
+        let needed = self.vm().volumes.values().any(VmVolume::needs_flush);
+        let ready = *self.phase.borrow() == Phase::Ready;
+        let Some(link) = self.link().filter(|_| needed && ready) else { return };
+        let powered_off = async {
+            if link.request(Request::Shutdown { grace_ms: 0 }).await.is_ok() {
+                let mut phase = self.phase.subscribe();
+                // The sender lives in `self`.
+                let _ = phase.wait_for(|phase| matches!(phase, Phase::Gone(_))).await;
+            }
+        };
+        if timeout(FLUSH, powered_off).await.is_err() {
+            tracing::warn!("the guest did not power itself off; its disks are as after a crash");
+        }
+    }
+
     /// Ends the machine as by a power cut, and removes the pod's cgroup. Containers had their time before.
     pub(super) async fn shutdown(&self) -> Reply {
         self.stopping.set(true);
+        self.flush().await;
         self.stop.notify_one();
         let gone = async {
             let mut phase = self.phase.subscribe();

@@ -37,7 +37,7 @@ pub(super) fn guest_order(
             ..spec::Process::default()
         },
         mounts: parts.mounts.clone(),
-        devices: Vec::new(),
+        devices: parts.devices.clone(),
         resources: spec::Resources {
             memory_limit_bytes: positive(resources.memory_limit_bytes),
             cpu_shares: resources.cpu_shares,
