@@ -17,7 +17,7 @@ use std::time::Duration;
 pub(super) const POD_CIDR: &str = "10.86.0.0/16";
 pub(super) const SERVICE_CIDR: &str = "10.97.0.0/16";
 /// Nothing here takes nearly so long; a lost packet's first retransmission comes after a second.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// Present where bridged packets can pass netfilter. Each network namespace has its own.
 const BRIDGE_NETFILTER: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
 

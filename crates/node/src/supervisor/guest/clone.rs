@@ -38,8 +38,9 @@ const IDENTITY: Duration = Duration::from_secs(30);
 
 /// A question for the guest's clock that took no longer is good enough.
 const CLOCK_GOOD_US: i64 = 20_000;
-/// Most such questions.
-const CLOCK_QUESTIONS: u32 = 3;
+/// Most such questions: on a machine that has too much to do each may take long, and one that took 100 ms may be wrong
+/// by half of it.
+const CLOCK_QUESTIONS: u32 = 8;
 
 /// The share of the processors that a cgroup begins with, in the units of version 1.
 const SHARES: u64 = 1024;

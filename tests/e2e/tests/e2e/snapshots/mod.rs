@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Clones, and how many are asked for at once.
-const CLONES: usize = 40;
+const CLONES: usize = 24;
 const BURST: usize = 8;
 /// How far the clock of a clone may be from the host's.
 const CLOCK_US: i64 = 50_000;
@@ -333,7 +333,7 @@ fn burst(
             seen.complain(name, format!("is no clone:\n{events}"));
         }
     }
-    let mut delete = vec!["delete", "pod", "--wait=false"];
+    let mut delete = vec!["delete", "pod"];
     delete.extend(names.iter().map(String::as_str));
     cloud.kubectl(&delete).map(drop)
 }
