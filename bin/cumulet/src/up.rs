@@ -171,6 +171,8 @@ impl Cloud {
         let node = Node::start(config, deps, shutdown.clone()).context("cannot start the node")?;
         api.set_streams(node.clone());
         api.set_ready_checks(ready_checks(&node, &router));
+        let counts = node.clone();
+        api.set_metrics(move || counts.metrics());
         node.ready().await;
         router.ready().await;
         Ok(Self { api, listen, controllers, servers, _node: node, _router: router })

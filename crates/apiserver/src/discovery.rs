@@ -47,7 +47,7 @@ pub(crate) fn paths(registry: &Registry) -> Response<Body> {
         paths.push(format!("/apis/{}", version.group));
         paths.push(format!("/apis/{}/{}", version.group, version.version));
     }
-    paths.extend(["/healthz", "/livez", "/openapi/v3", "/readyz", "/version"].map(str::to_owned));
+    paths.extend(["/healthz", "/livez", "/metrics", "/openapi/v3", "/readyz", "/version"].map(str::to_owned));
     encode::json(StatusCode::OK, &json!({"paths": paths}))
 }
 

@@ -55,12 +55,16 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+/// Says what is counted at the moment. It is called for every request and must not block.
+type MetricsSource = Box<dyn Fn() -> String + Send + Sync>;
+
 /// An API server with its store.
 pub struct ApiServer {
     pub(crate) core: Arc<Core>,
     pub(crate) config: ApiServerConfig,
     pub(crate) openapi: openapi::Documents,
     pub(crate) ready_checks: ArcSwap<Vec<ReadyCheck>>,
+    pub(crate) metrics: ArcSwapOption<MetricsSource>,
     pki: pki::Pki,
     /// Where the administrator's kubeconfig was written and for which address; written again with a new certificate.
     kubeconfig_file: Mutex<Option<(PathBuf, SocketAddr)>>,
@@ -96,6 +100,7 @@ impl ApiServer {
             config,
             openapi,
             ready_checks: ArcSwap::default(),
+            metrics: ArcSwapOption::empty(),
             pki,
             kubeconfig_file: Mutex::default(),
         }))
@@ -158,6 +163,11 @@ impl ApiServer {
     /// Tells who runs the pods: logs, exec and attach work from then on.
     pub fn set_streams(&self, streams: Arc<dyn PodStreams>) {
         self.core.streams.store(Some(Arc::new(streams)));
+    }
+
+    /// Sets what `/metrics` answers: a text in the format of OpenMetrics.
+    pub fn set_metrics(&self, source: impl Fn() -> String + Send + Sync + 'static) {
+        self.metrics.store(Some(Arc::new(Box::new(source))));
     }
 
     /// Sets what `/readyz` looks at besides the server itself.

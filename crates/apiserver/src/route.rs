@@ -27,6 +27,10 @@ pub(crate) enum Route<'a> {
     Version,
     /// `/healthz`, `/livez`, `/readyz` and the name of a single check.
     Health(&'a str, Option<&'a str>),
+    /// `/metrics`
+    Metrics,
+    /// `/api/v1/nodes/NODE/proxy/checkpoint/NAMESPACE/POD`: the kubelet's checkpoint, where Kubernetes has the kubelet.
+    Checkpoint { node: Cow<'a, str>, namespace: Cow<'a, str>, pod: Cow<'a, str> },
     /// `/`
     Root,
     /// Anything else.
@@ -57,6 +61,7 @@ pub(crate) fn route<'a>(registry: &'a Registry, path: &'a str) -> Route<'a> {
             (Some(group), Some(version)) => group_version(registry, group, version, segments),
         },
         Some("version") => exact(Route::Version, segments),
+        Some("metrics") => exact(Route::Metrics, segments),
         Some(check @ ("healthz" | "livez" | "readyz")) => match (segments.next(), segments.next()) {
             (name, None) => Route::Health(check, name),
             _ => Route::Unknown,
@@ -89,6 +94,15 @@ fn group_version<'a>(
         (group, version, first, second, third)
     {
         return exact(Route::Bindings(decode(namespace)), rest);
+    }
+    if let ("", "v1", "nodes", Some(node), Some("proxy")) = (group, version, first, second, third) {
+        return match (rest.next(), rest.next(), rest.next()) {
+            (Some("checkpoint"), Some(namespace), Some(pod)) => {
+                let (node, namespace, pod) = (decode(node), decode(namespace), decode(pod));
+                exact(Route::Checkpoint { node, namespace, pod }, rest)
+            }
+            _ => Route::Unknown,
+        };
     }
     let find = |plural: &str| registry.find(group, version, plural);
     // `namespaces/NS/RESOURCE` unless RESOURCE is a subresource of namespaces itself.
@@ -154,6 +168,7 @@ mod tests {
                 t.subresource.unwrap_or("-")
             ),
             Route::Bindings(namespace) => format!("bindings {namespace}"),
+            Route::Checkpoint { node, namespace, pod } => format!("checkpoint {node} {namespace} {pod}"),
             Route::CoreVersions => "core".into(),
             Route::Groups => "groups".into(),
             Route::Group(g) => format!("group {g}"),
@@ -161,6 +176,7 @@ mod tests {
             Route::OpenApiV3(rest) => format!("v3 {rest}"),
             Route::OpenApiV2 => "v2".into(),
             Route::Version => "version".into(),
+            Route::Metrics => "metrics".into(),
             Route::Health(check, name) => format!("{check} {}", name.unwrap_or("-")),
             Route::Root => "root".into(),
             Route::Unknown => "unknown".into(),
@@ -191,7 +207,11 @@ mod tests {
             ("/openapi/v3/apis/apps/v1", "v3 apis/apps/v1"),
             ("/openapi/v2", "v2"),
             ("/version/x", "unknown"),
-            ("/metrics", "unknown"),
+            ("/api/v1/nodes/n/proxy/checkpoint/a/p", "checkpoint n a p"),
+            ("/api/v1/nodes/n/proxy/checkpoint/a/p/c", "unknown"),
+            ("/api/v1/nodes/n/proxy/pods", "unknown"),
+            ("/metrics", "metrics"),
+            ("/metrics/cadvisor", "unknown"),
         ] {
             assert_eq!(describe(path), want, "{path}");
         }

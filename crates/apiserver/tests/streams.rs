@@ -6,7 +6,7 @@ mod common;
 use bytes::Bytes;
 use common::{TestServer, kubectl};
 use cumulet_api::Status;
-use cumulet_cluster::streams::{ContainerRef, ExecOptions, Exit, Input, LogOptions, Output, Session};
+use cumulet_cluster::streams::{ContainerRef, ExecOptions, Exit, Input, LogOptions, Output, PodRef, Session};
 use cumulet_cluster::{BoxFuture, BoxStream, PodStreams};
 use futures_util::{StreamExt, stream};
 use serde_json::json;
@@ -48,6 +48,10 @@ impl PodStreams for Echo {
             });
             Ok(Session { input, output })
         })
+    }
+
+    fn checkpoint(&self, of: PodRef, name: String) -> BoxFuture<'_, Result<String, Status>> {
+        Box::pin(async move { Ok(format!("{}/{} as {name}", of.namespace, of.pod)) })
     }
 
     fn attach(&self, of: ContainerRef, mut options: ExecOptions) -> BoxFuture<'_, Result<Session, Status>> {

@@ -227,6 +227,17 @@ pub enum Image {
 pub enum Vm {
     /// List the pods that are virtual machines.
     Ls(Output),
+    /// Save a running pod of class vm-snapshot; pods with the annotation snapshot.cumulet.dev/restore-from go on from it.
+    Checkpoint {
+        /// The pod.
+        pod: String,
+        /// Name of the checkpoint in the pod's namespace; the pod's when not given. One of the same name is replaced.
+        #[arg(long)]
+        name: Option<String>,
+        #[command(flatten)]
+        #[expect(missing_docs, reason = "described by its type")]
+        scope: Scope,
+    },
     /// Attach to the serial console of a pod's machine; Ctrl-] leaves.
     Console {
         /// The pod.

@@ -36,6 +36,9 @@ const SAMPLE: Duration = Duration::from_millis(250);
 pub(crate) async fn run(state: &StateDir, task: Vm) -> anyhow::Result<()> {
     match task {
         Vm::Ls(output) => list(state, output.format).await,
+        Vm::Checkpoint { pod, name, scope } => {
+            checkpoint(state, &scope.namespace, &pod, name.as_deref()).await
+        }
         Vm::Console { pod, scope } => console(state, &scope.namespace, &pod).await,
     }
 }
@@ -64,6 +67,24 @@ async fn list(state: &StateDir, format: Format) -> anyhow::Result<()> {
             table::print(&["NAMESPACE", "NAME", "STATUS", "IP", "CPU(cores)", "MEMORY"], &cells);
         }
     }
+    Ok(())
+}
+
+/// Asks the pod's node to save it, where Kubernetes has the kubelet's checkpoint.
+async fn checkpoint(state: &StateDir, namespace: &str, pod: &str, name: Option<&str>) -> anyhow::Result<()> {
+    let client = connect(state).await?;
+    let found = Api::<Pod>::namespaced(client.clone(), namespace).get(pod).await;
+    let found = found.with_context(|| format!("pod {namespace}/{pod}"))?;
+    let node =
+        found.spec.and_then(|spec| spec.node_name).with_context(|| format!("pod {pod} is on no node yet"))?;
+    let name = name.unwrap_or(pod);
+    let path = format!("/api/v1/nodes/{node}/proxy/checkpoint/{namespace}/{pod}?name={name}");
+    let request = http::Request::post(path).body(Vec::new())?;
+    let saved: serde_json::Value =
+        client.request(request).await.with_context(|| format!("pod {namespace}/{pod}"))?;
+    let key = saved["items"][0].as_str().unwrap_or_default();
+    println!("checkpoint {name} of pod {namespace}/{pod} saved as snapshot {}", key.get(..12).unwrap_or(key));
+    println!("pods like it go on from there with the annotation snapshot.cumulet.dev/restore-from: {name}");
     Ok(())
 }
 

@@ -5,6 +5,17 @@ use bytes::Bytes;
 use cumulet_api::Status;
 use tokio::sync::mpsc;
 
+/// Which pod. The uid guards against a pod recreated under the same name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodRef {
+    /// Namespace of the pod.
+    pub namespace: String,
+    /// Name of the pod.
+    pub pod: String,
+    /// Uid of the pod.
+    pub uid: String,
+}
+
 /// Which container of which pod. The uid guards against a pod recreated under the same name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ContainerRef {
@@ -110,6 +121,9 @@ pub trait PodStreams: Send + Sync + 'static {
 
     /// Runs a command in a running container.
     fn exec(&self, of: ContainerRef, options: ExecOptions) -> BoxFuture<'_, Result<Session, Status>>;
+
+    /// Saves a running pod under a name of its namespace, from which others can go on. The key of what was saved.
+    fn checkpoint(&self, of: PodRef, name: String) -> BoxFuture<'_, Result<String, Status>>;
 
     /// Connects to the main process of a running container.
     fn attach(&self, of: ContainerRef, options: ExecOptions) -> BoxFuture<'_, Result<Session, Status>>;

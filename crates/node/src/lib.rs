@@ -19,6 +19,7 @@ mod fields;
 mod images;
 mod inputs;
 mod logs;
+mod metrics;
 mod node;
 mod probes;
 mod provisioner;

@@ -5,6 +5,7 @@ use crate::config::NodeConfig;
 use crate::dirs::NodeDirs;
 use crate::images::Images;
 use crate::inputs::Inputs;
+use crate::metrics::Metrics;
 use crate::provisioner::Provisioner;
 use crate::runner::{Runner, Shared};
 use crate::snapshots::Templates;
@@ -68,6 +69,7 @@ impl Node {
             templates: Templates::new(&config.state_dir, config.snapshot_budget_bytes),
             starting: watch::Sender::new(0),
             runtime_classes: Api::new(deps.cluster.clone()),
+            metrics: Metrics::new(),
             dirs,
             config,
             shutdown: shutdown.clone(),
@@ -99,6 +101,13 @@ impl Node {
     pub async fn ready(&self) {
         // The sender lives in `self`, so waiting cannot fail.
         let _ = self.ready.subscribe().wait_for(|ready| *ready).await;
+    }
+
+    /// The node's counters in the text format of OpenMetrics.
+    pub fn metrics(&self) -> String {
+        let shared = self.runner.shared();
+        let (templates, standbys) = shared.templates.counts();
+        shared.metrics.encode(standbys, templates)
     }
 
     /// True once the node object says Ready.

@@ -7,7 +7,7 @@ use crate::supervisor::SupervisorError;
 use crate::supervisor::client::GONE;
 use crate::supervisor::proto::SessionRequest;
 use cumulet_api::{Status, StatusReason};
-use cumulet_cluster::streams::{ContainerRef, ExecOptions, LogOptions, Session};
+use cumulet_cluster::streams::{ContainerRef, ExecOptions, LogOptions, PodRef, Session};
 use cumulet_cluster::{BoxFuture, BoxStream, PodStreams};
 use std::sync::Arc;
 
@@ -47,6 +47,13 @@ impl PodStreams for Node {
             timeout_ms: 0,
         };
         Box::pin(self.session(of, request))
+    }
+
+    fn checkpoint(&self, of: PodRef, name: String) -> BoxFuture<'_, Result<String, Status>> {
+        Box::pin(async move {
+            let context = self.runner.context(&of.uid);
+            context.ok_or_else(|| Status::not_found("", "pods", &of.pod))?.checkpoint(&name).await
+        })
     }
 
     fn attach(&self, of: ContainerRef, options: ExecOptions) -> BoxFuture<'_, Result<Session, Status>> {

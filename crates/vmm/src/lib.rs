@@ -36,5 +36,7 @@ pub use machine::spec::{
     Prepare, SharedDirectory,
 };
 pub use machine::state::{Event, Failure, State, Verdict};
-pub use machine::{Machine, MemoryCopy, ProcessUsage, Stats, seal_memory, sealed_memory, template_memory};
+pub use machine::{
+    Machine, MemoryCopy, ProcessUsage, ResidentMemory, Stats, seal_memory, sealed_memory, template_memory,
+};
 pub use qemu::{OLDEST, Qemu};

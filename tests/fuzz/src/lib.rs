@@ -18,6 +18,7 @@ mod description;
 mod dns;
 mod guest;
 mod image;
+mod machine;
 mod node;
 mod patch;
 mod scratch;
@@ -49,6 +50,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("registry_route", cumulet_images::fuzz::route),
     ("selector", api::selector),
     ("strategic", patch::strategic),
+    ("stream", machine::stream),
     ("template", cumulet_snapshot_format::fuzz::template),
     ("upload", cumulet_images::fuzz::upload),
 ];

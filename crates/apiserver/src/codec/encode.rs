@@ -41,6 +41,12 @@ pub(crate) fn text(code: StatusCode, body: impl Into<Body>) -> Response<Body> {
     reply(code, HeaderValue::from_static("text/plain; charset=utf-8"), body)
 }
 
+/// Counters, in the text format of OpenMetrics.
+pub(crate) fn metrics(text: String) -> Response<Body> {
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    reply(StatusCode::OK, HeaderValue::from_static(kind), text)
+}
+
 /// A failure.
 pub(crate) fn failure(status: &Status) -> Response<Body> {
     let code = StatusCode::from_u16(status.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);

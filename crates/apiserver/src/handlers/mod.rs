@@ -110,6 +110,9 @@ async fn answer(
     match &route {
         Route::Resource(target) => resource(&ask, target, body).await,
         Route::Bindings(namespace) => Box::pin(subresources::binding::bindings(&ask, namespace, body)).await,
+        Route::Checkpoint { node, namespace, pod } => {
+            Box::pin(subresources::checkpoint::answer(&ask, node, namespace, pod)).await
+        }
         Route::Unknown => Err(not_found()),
         other => get_only(parts, || roots(&ask, other)),
     }
@@ -128,6 +131,10 @@ fn roots(ask: &Ask<'_>, route: &Route<'_>) -> Answer {
     let registry = &ask.core().registry;
     match route {
         Route::Root => Ok(discovery::paths(registry)),
+        Route::Metrics => {
+            let source = ask.server.metrics.load();
+            source.as_ref().map(|source| encode::metrics(source())).ok_or_else(not_found)
+        }
         Route::CoreVersions => discovery::core(registry, &ask.parts.headers, ask.server.config.listen),
         Route::Groups => discovery::groups(registry, &ask.parts.headers),
         Route::Group(group) => discovery::group(registry, group).ok_or_else(not_found),

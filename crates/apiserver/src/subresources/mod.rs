@@ -1,6 +1,7 @@
 //! Subresources other than `status`, each in its own file.
 
 pub(crate) mod binding;
+pub(crate) mod checkpoint;
 mod eviction;
 pub(crate) mod exec;
 mod log;

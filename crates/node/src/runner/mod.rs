@@ -26,6 +26,7 @@ use crate::config::NodeConfig;
 use crate::dirs::NodeDirs;
 use crate::images::Images;
 use crate::inputs::{Inputs, References};
+use crate::metrics::Metrics;
 use crate::snapshots::Templates;
 use crate::vm::Hosts;
 use adopt::FoundPod;
@@ -59,6 +60,7 @@ pub(crate) struct Shared {
     /// Sandboxes that are being made.
     pub(crate) starting: watch::Sender<usize>,
     pub(crate) runtime_classes: Api<RuntimeClass>,
+    pub(crate) metrics: Metrics,
     pub(crate) shutdown: CancellationToken,
 }
 

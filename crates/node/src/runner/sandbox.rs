@@ -80,7 +80,7 @@ async fn make(context: &Arc<PodContext>, pod: &Arc<Pod>, kind: &Kind) -> Result<
     if let Way::Clone(clone) = &way {
         match Box::pin(snapshot::start_clone(context, pod, &ordered, clone)).await {
             Ok(ips) => return Ok(ips),
-            Err(message) if context.is_going() => return Err(message),
+            Err(message) if context.is_going() || !clone.or_boot() => return Err(message),
             Err(message) => {
                 snapshot::unusable(context, clone, &message);
                 remove(context).await;

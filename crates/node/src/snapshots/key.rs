@@ -172,8 +172,9 @@ fn without_pod(facts: &PodFacts) -> PodFacts {
 
 fn annotations(pod: &Pod) -> BTreeMap<&str, &str> {
     let all = pod.metadata.annotations.iter().flatten();
-    // How many wait is no matter of what they are.
-    let ours = all.filter(|(name, _)| name.starts_with(ANNOTATIONS) && !name.ends_with("/standby"));
+    // How many wait, and where a pod goes on, is no matter of what it is.
+    let other = |name: &str| name.ends_with("/standby") || name.ends_with("/restore-from");
+    let ours = all.filter(|(name, _)| name.starts_with(ANNOTATIONS) && !other(name));
     ours.map(|(name, value)| (name.as_str(), value.as_str())).collect()
 }
 

@@ -241,6 +241,13 @@ impl Templates {
         entries.entry(key.to_owned()).or_insert_with(new).clone()
     }
 
+    /// Templates in memory, and standbys.
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let templates = entries.values().filter(|entry| entry.hot().is_some()).count();
+        (templates, entries.values().map(|entry| entry.pool.len()).sum())
+    }
+
     /// A new file for the devices' state of a template in use.
     ///
     /// # Errors

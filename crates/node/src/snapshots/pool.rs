@@ -83,6 +83,11 @@ impl Pool {
         self.state().ready.push_back(standby);
     }
 
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.state().ready.len()
+    }
+
     /// Takes all out, for their end.
     pub(crate) fn drain(&self) -> Vec<Standby> {
         self.state().ready.drain(..).collect()

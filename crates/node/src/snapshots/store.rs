@@ -79,14 +79,16 @@ pub(crate) fn publish_offer(state_dir: &Path, offer: &Compatibility) -> Result<(
 }
 
 impl Templates {
-    /// Takes note of a template that lies on the disk, or does not any more. Blocks for a look at a directory.
-    pub(crate) fn look(&self, entry: &Entry) {
+    /// Takes note of a template that lies on the disk, or does not any more; whether it does. Blocks for a look at a
+    /// directory.
+    pub(crate) fn look(&self, entry: &Entry) -> bool {
         let there = self.dir.join(entry.key()).is_dir();
         if there {
             entry.found();
         } else if entry.is_stored() {
             entry.removed();
         }
+        there
     }
 
     /// Reads a template, verifying it. Blocks for as long as that takes. One that can never be used is removed.

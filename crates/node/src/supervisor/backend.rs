@@ -64,9 +64,10 @@ impl Backend {
                 Request::ReopenLogs => pod.reopen_logs(),
                 // They see the very files.
                 Request::VolumesChanged => Reply::Ok,
-                Request::SaveTemplate | Request::Continue(_) | Request::Become(..) => {
-                    refuse("Unsupported", "containers have no template")
-                }
+                Request::SaveTemplate
+                | Request::Checkpoint(_)
+                | Request::Continue(_)
+                | Request::Become(..) => refuse("Unsupported", "containers have no template"),
                 Request::Shutdown => pod.shutdown().await,
             },
             Kind::Machine(machine) => match request {
@@ -78,6 +79,7 @@ impl Backend {
                 Request::ReopenLogs => machine.reopen_logs(),
                 Request::VolumesChanged => machine.volumes_changed().await,
                 Request::SaveTemplate => machine.save_template().await,
+                Request::Checkpoint(parts) => machine.checkpoint(*parts).await,
                 Request::Continue(parts) => machine.go_on(*parts).await,
                 Request::Become(sandbox, network) => machine.become_pod(*sandbox, network).await,
                 Request::Shutdown => machine.shutdown().await,
@@ -91,7 +93,10 @@ impl Backend {
                 Request::ReopenLogs => machine.reopen_logs(),
                 // It has none.
                 Request::VolumesChanged => Reply::Ok,
-                Request::SaveTemplate | Request::Continue(_) | Request::Become(..) => {
+                Request::SaveTemplate
+                | Request::Checkpoint(_)
+                | Request::Continue(_)
+                | Request::Become(..) => {
                     refuse("Unsupported", "a machine with a disk of its own has no template")
                 }
                 Request::Shutdown => machine.shutdown().await,

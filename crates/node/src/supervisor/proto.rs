@@ -79,6 +79,9 @@ pub enum Request {
     /// devices' state and [`TemplateNotes`] are written to [`TEMPLATE_STATE`] and [`TEMPLATE_NOTES`] in the machine's
     /// directory, QEMU ends. The memory is then what it was, and the containers stand still until [`Self::Continue`].
     SaveTemplate,
+    /// Saves a machine of that kind, or a clone, as it is, and lets it go on as itself: the same files, and the memory in
+    /// [`CHECKPOINT_MEMORY`].
+    Checkpoint(Box<IdentityParts>),
     /// Goes on after [`Self::SaveTemplate`], as a clone of what was saved. A machine that is not being saved goes on
     /// anyway.
     Continue(Box<IdentityParts>),
@@ -180,6 +183,8 @@ pub struct Restored {
     pub phases: Vec<(cumulet_guest_proto::identity::Phase, u64)>,
     /// TCP connections of the template that were aborted.
     pub connections_aborted: u32,
+    /// Process id of its QEMU.
+    pub pid: u32,
     /// The clone waited as a standby, so that spawn, load and greeting were before the pod was.
     pub standby: bool,
 }
@@ -356,6 +361,8 @@ pub enum VmMemory {
 pub const TEMPLATE_STATE: &str = "template.state";
 /// File with its [`TemplateNotes`].
 pub const TEMPLATE_NOTES: &str = "template.json";
+/// The memory of a machine that was saved by [`Request::Checkpoint`].
+pub const CHECKPOINT_MEMORY: &str = "checkpoint.memory";
 
 /// What a supervisor has to know of the containers in a template.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -364,6 +371,9 @@ pub struct TemplateNotes {
     pub containers: BTreeMap<String, TemplateContainer>,
     /// Microseconds for which nothing in the machine ran.
     pub pause_us: u64,
+    /// The key that a pod must have to go on from a checkpoint. Of others it is the template's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made_of: Option<String>,
 }
 
 /// A container in a template.

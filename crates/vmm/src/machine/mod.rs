@@ -11,15 +11,17 @@
 pub mod args;
 mod console;
 mod driver;
+mod mapped;
 mod preload;
 mod process;
 pub(crate) mod qcow2;
 mod snapshot;
 pub mod spec;
 pub mod state;
+pub mod stream;
 
-pub use process::ProcessUsage;
 pub(crate) use process::keep_open;
+pub use process::{ProcessUsage, ResidentMemory};
 pub use snapshot::{MemoryCopy, seal_memory, sealed_memory, template_memory};
 
 use crate::error::system;
@@ -57,6 +59,8 @@ struct Shared {
     /// Serial numbers of the disks, in order.
     serials: Vec<String>,
     memory: File,
+    /// Its pages are copied when the guest changes them.
+    copy_on_write: bool,
     migration: watch::Receiver<MigrationEnd>,
     orders: mpsc::UnboundedSender<Order>,
     state: watch::Receiver<State>,
@@ -83,6 +87,7 @@ impl Machine {
         let (console, their_console) = pair()?;
         let console = Console::open(&spec.console, console)?;
         let serials = spec.disks.iter().map(|d| d.serial.clone()).collect();
+        let copy_on_write = matches!(spec.memory, spec::Memory::CopyOnWrite(_));
         let ends = Ends { control: their_control, console: their_console };
         let line = CommandLine::new(&mut spec, ends, qemu)?;
         let mut child = process::start(qemu, &line, spec.isolation, spec.accelerator)?;
@@ -104,7 +109,17 @@ impl Machine {
         // The driver ends with the process, which ends with the last handle: nobody has to wait for it.
         tokio::spawn(driver.run(events, inbox, console));
         Ok(Self {
-            shared: Arc::new(Shared { qmp, pid, serials, memory, migration, orders, state, last_words }),
+            shared: Arc::new(Shared {
+                qmp,
+                pid,
+                serials,
+                memory,
+                copy_on_write,
+                migration,
+                orders,
+                state,
+                last_words,
+            }),
         })
     }
 

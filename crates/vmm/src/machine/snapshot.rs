@@ -9,16 +9,19 @@
 
 use super::Machine;
 use super::driver::MigrationEnd;
+use super::mapped;
 use super::state::State;
+use super::stream::without_memory;
 use crate::Error;
 use crate::error::system;
 use crate::qmp::MigrationStatus;
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
+use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, SealFlag, fallocate, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::unistd::{Whence, lseek};
+use nix::unistd::{Whence, lseek, pipe2};
 use serde_json::{Value, json};
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
@@ -38,7 +41,7 @@ pub struct MemoryCopy {
 
 impl Machine {
     /// Writes the devices' state of a paused machine into `state`. The memory is not in it: it is in the file of
-    /// [`super::spec::Memory::Shared`], or comes by [`Self::copy_memory`]. Afterwards the machine may go on
+    /// [`super::spec::Memory::Shared`], or comes by [`Self::copy_memory`]; a clone's is taken out of what QEMU says. Afterwards the machine may go on
     /// ([`Self::resume`]).
     ///
     /// # Errors
@@ -47,7 +50,17 @@ impl Machine {
     pub async fn save(&self, state: File) -> Result<(), Error> {
         self.require("save", |s| matches!(s, State::Paused { .. }))?;
         self.prepare_migration().await?;
-        self.migrate("migrate", state).await
+        if !self.shared.copy_on_write {
+            return self.migrate("migrate", state).await;
+        }
+        let memory_bytes = self.shared.memory.metadata().map_err(system("look at the memory"))?.len();
+        let (from, to) = pipe2(OFlag::O_CLOEXEC).map_err(system("make a pipe"))?;
+        // Ends with the stream: QEMU has the only other end.
+        let filter =
+            tokio::task::spawn_blocking(move || without_memory(File::from(from), &state, memory_bytes));
+        self.migrate("migrate", to.into()).await?;
+        let filtered = filter.await.map_err(io::Error::other).flatten();
+        filtered.map_err(|e| Error::Refused { command: "migrate", reason: e.to_string() })
     }
 
     /// Reads the devices' state into a machine that was spawned with [`super::spec::Boot::Incoming`]. Then
@@ -61,13 +74,18 @@ impl Machine {
         self.migrate("migrate-incoming", state).await
     }
 
-    /// Copies the memory of a paused machine into an empty file, without pages that are zero. Blocks.
+    /// Copies the memory of a paused machine into an empty file, without pages that are zero. Blocks. What a clone has
+    /// changed is in its process alone, and read from there.
     ///
     /// # Errors
-    /// The machine is not paused, or the file could not be written.
+    /// The machine is not paused, its process may not be read, or the file could not be written.
     pub fn copy_memory(&self, to: &File) -> Result<MemoryCopy, Error> {
         self.require("copy the memory of", |s| matches!(s, State::Paused { .. }))?;
-        copy_sparse(&self.shared.memory, to)
+        if self.shared.copy_on_write {
+            copy_mapped(self.pid(), &self.shared.memory, to)
+        } else {
+            copy_sparse(&self.shared.memory, to)
+        }
     }
 
     async fn prepare_migration(&self) -> Result<(), Error> {
@@ -205,6 +223,30 @@ fn copy_sparse(from: &File, to: &File) -> Result<MemoryCopy, Error> {
     Ok(copy)
 }
 
+/// Copies what a process has made of a file, without pages of zeroes.
+fn copy_mapped(pid: u32, of: &File, to: &File) -> Result<MemoryCopy, Error> {
+    let size = of.metadata().map_err(system("look at the memory"))?.len();
+    to.set_len(size).map_err(system("size the memory's file"))?;
+    let mut copy = MemoryCopy { size_bytes: size, data_bytes: 0 };
+    let (memory, mappings) = mapped::of(pid, of)?;
+    let mut buffer = vec![0; CHUNK];
+    let mut found = 0;
+    for mapping in mappings.iter().filter(|m| m.offset.saturating_add(m.length) <= size) {
+        for at in (0..mapping.length).step_by(CHUNK) {
+            let chunk = &mut buffer[..CHUNK.min(usize::try_from(mapping.length - at).unwrap_or(CHUNK))];
+            memory.read_exact_at(chunk, mapping.address + at).map_err(system("read the machine's memory"))?;
+            copy.data_bytes += write_pages(to, chunk, mapping.offset + at)?;
+        }
+        found += mapping.length;
+    }
+    if found == size {
+        Ok(copy)
+    } else {
+        let reason = format!("{found} of {size} bytes of its memory are mapped");
+        Err(Error::Refused { command: "copy the memory", reason })
+    }
+}
+
 /// The next range of a file that is not a hole.
 fn next_data(file: &File, from: u64, size: u64) -> Result<Option<(u64, u64)>, Error> {
     let seek = |at: u64, whence| {
@@ -254,6 +296,32 @@ fn is_zero(bytes: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::libc;
+    use std::os::fd::AsRawFd;
+
+    #[test]
+    #[expect(unsafe_code, reason = "a mapping of a file is what is tested")]
+    fn what_a_process_has_changed_is_copied() {
+        let file = template_memory(4 * PAGE as u64).unwrap();
+        file.write_all_at(b"of the file", 0).unwrap();
+        file.write_all_at(b"of the file, too", 2 * PAGE as u64).unwrap();
+        let (size, mode) = (4 * PAGE, libc::PROT_READ | libc::PROT_WRITE);
+        let copy = tempfile::tempfile().unwrap();
+        // SAFETY: a new mapping, of which nobody else knows; it is unmapped once. JUSTIFICATION: see above.
+        unsafe {
+            let at = libc::mmap(std::ptr::null_mut(), size, mode, libc::MAP_PRIVATE, file.as_raw_fd(), 0);
+            assert_ne!(at, libc::MAP_FAILED);
+            at.cast::<u8>().add(PAGE).write(7);
+            at.cast::<u8>().add(2 * PAGE).write_bytes(0, PAGE);
+            let copied = copy_mapped(std::process::id(), &file, &copy).unwrap();
+            assert_eq!(libc::munmap(at, size), 0);
+            assert_eq!(copied, MemoryCopy { size_bytes: size as u64, data_bytes: 2 * PAGE as u64 });
+        }
+        let mut all = vec![1; 4 * PAGE];
+        copy.read_exact_at(&mut all, 0).unwrap();
+        assert!(all.starts_with(b"of the file\0") && all[PAGE] == 7 && is_zero(&all[PAGE + 1..]));
+        assert!(copy_mapped(std::process::id(), &file, &tempfile::tempfile().unwrap()).is_err());
+    }
     use proptest::prelude::*;
     use std::os::unix::fs::MetadataExt;
 

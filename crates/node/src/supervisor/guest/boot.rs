@@ -47,6 +47,11 @@ pub(super) struct Qemu {
 }
 
 impl Qemu {
+    /// Process id.
+    pub(super) fn pid(&self) -> u32 {
+        self.machine.pid()
+    }
+
     /// Starts QEMU and lets the guest boot. `channel` is the machine's end of the channel.
     /// `memory` is what a template's is to be in.
     pub(super) async fn start(
@@ -98,6 +103,13 @@ impl Qemu {
     pub(super) async fn save(&self, state: File) -> Result<(), String> {
         self.machine.pause().await.map_err(|e| text(&e))?;
         self.machine.save(state).await.map_err(|e| text(&e))
+    }
+
+    /// Writes the memory of a machine that was stopped.
+    pub(super) async fn copy_memory(&self, to: File) -> Result<(), String> {
+        let machine = self.machine.clone();
+        let copied = tokio::task::spawn_blocking(move || machine.copy_memory(&to)).await;
+        copied.map_err(|e| e.to_string())?.map(drop).map_err(|e| text(&e))
     }
 
     /// Lets a machine go on that may have been stopped.

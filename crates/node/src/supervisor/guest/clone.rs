@@ -170,11 +170,10 @@ impl Machine {
         }
         let generation = clone.next_generation();
         let mut identity = Identity { generation, etc, volumes, ..self.identity(&network, parts)? };
-        if let Ok(Some((clock_us, at_us))) = timeout(IDENTITY, clock(link)).await {
-            (identity.clock_us, identity.clock_at_us) = (clock_us, Some(at_us));
-        }
+        on_time(link, &mut identity).await;
         let hook = parts.after_restore.as_ref().map_or(0, |hook| hook.timeout_ms);
         let report = take_on(link, identity, IDENTITY + Duration::from_millis(hook)).await?;
+        self.orders.generation.set(generation);
         {
             let mut restored = clone.restored.borrow_mut();
             restored.identity_us = micros(began);
@@ -183,6 +182,21 @@ impl Machine {
         }
         self.record.tell(&Event::Restored(clone.restored.borrow().clone()));
         Ok(report)
+    }
+
+    /// Lets a machine that stood still for a moment go on as who it is: its clock has stood still, too. Its connections
+    /// are its own.
+    pub(super) async fn be_again(&self, link: &Link, parts: &IdentityParts) -> Result<(), String> {
+        let network = self.record.network().ok_or("the machine has no network")?;
+        let vm = self.vm();
+        let etc = self.files.etc(&vm.etc).map_err(|e| format!("cannot read the pod's files: {e}"))?;
+        let generation = self.orders.generation.get() + 1;
+        let own = self.identity(&network, parts)?;
+        let mut identity = Identity { generation, etc, network: None, after_restore: None, ..own };
+        on_time(link, &mut identity).await;
+        take_on(link, identity, IDENTITY).await?;
+        self.orders.generation.set(generation);
+        Ok(())
     }
 
     /// Carries out an order for the first instance of a container that is in the template; `None` when it is not.
@@ -255,6 +269,13 @@ impl Machine {
             clone.restored.borrow_mut().standby = true;
         }
         Reply::Ok
+    }
+}
+
+/// Tells the guest what time it is, as exactly as can be.
+async fn on_time(link: &Link, identity: &mut Identity) {
+    if let Ok(Some((clock_us, at_us))) = timeout(IDENTITY, clock(link)).await {
+        (identity.clock_us, identity.clock_at_us) = (clock_us, Some(at_us));
     }
 }
 

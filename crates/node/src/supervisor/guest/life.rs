@@ -72,7 +72,7 @@ impl Machine {
         let memory = self.memory.as_ref().ok_or("the template has no memory")?;
         let (qemu, [spawn_us, load_us]) =
             Qemu::restore(&self.record, &self.vm(), network, theirs, (state, memory)).await?;
-        clone.restored.replace(Restored { spawn_us, load_us, ..Restored::default() });
+        clone.restored.replace(Restored { spawn_us, load_us, pid: qemu.pid(), ..Restored::default() });
         Ok((qemu, ours))
     }
 

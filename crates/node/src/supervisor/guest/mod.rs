@@ -91,10 +91,13 @@ pub(super) struct Machine {
 #[derive(Default)]
 struct Orders {
     save: RefCell<Option<SaveOrder>>,
+    checkpoint: RefCell<Option<ContinueOrder>>,
     go_on: RefCell<Option<ContinueOrder>>,
     /// It is being saved, or was and has not gone on yet.
     standing: Cell<bool>,
     notes: RefCell<TemplateNotes>,
+    /// Of the identity that the guest has.
+    generation: Cell<u64>,
     /// Told when there is an order.
     told: Notify,
 }

@@ -11,8 +11,8 @@ use super::{Machine, Phase};
 use crate::supervisor::backend::refuse;
 use crate::supervisor::files::{self, MACHINE};
 use crate::supervisor::proto::{
-    Ended, IdentityParts, InstanceState, Reply, TEMPLATE_NOTES, TEMPLATE_STATE, TemplateContainer,
-    TemplateNotes, VmMemory,
+    CHECKPOINT_MEMORY, Ended, IdentityParts, InstanceState, Reply, TEMPLATE_NOTES, TEMPLATE_STATE,
+    TemplateContainer, TemplateNotes, VmMemory,
 };
 use cumulet_guest_proto::message::Request;
 use std::collections::BTreeMap;
@@ -49,6 +49,28 @@ impl Machine {
         }
     }
 
+    /// [`crate::supervisor::proto::Request::Checkpoint`].
+    pub(in crate::supervisor) async fn checkpoint(&self, parts: IdentityParts) -> Reply {
+        if self.vm().memory == VmMemory::Own {
+            let why = "only pods of the class vm-snapshot can be saved: others have a balloon and volumes of the host";
+            return refuse("Conflict", why);
+        }
+        if *self.phase.borrow() != Phase::Ready || self.record.sandbox().standby {
+            return refuse("Conflict", "this machine is not running");
+        }
+        if self.orders.standing.replace(true) {
+            return refuse("Conflict", "this machine is being saved already");
+        }
+        let (sender, receiver) = oneshot::channel();
+        self.orders.checkpoint.borrow_mut().replace((parts, sender));
+        self.orders.told.notify_one();
+        match receiver.await {
+            Ok(Ok(())) => Reply::Ok,
+            Ok(Err(why)) => refuse("SnapshotFailed", why),
+            Err(_) => refuse("SnapshotFailed", "the machine has ended"),
+        }
+    }
+
     /// [`crate::supervisor::proto::Request::Continue`].
     pub(in crate::supervisor) async fn go_on(&self, parts: IdentityParts) -> Reply {
         // A main process that has just come does not know how far the one before it was.
@@ -70,15 +92,28 @@ impl Machine {
     pub(super) async fn saved(&self, link: &Link, qemu: &Qemu) -> SaveOrder {
         loop {
             self.orders.told.notified().await;
+            let late = || Err(format!("it took more than {} s", SAVE.as_secs()));
+            let checkpoint = self.orders.checkpoint.borrow_mut().take();
+            if let Some((parts, order)) = checkpoint {
+                let saved = async {
+                    self.save(link, qemu).await?;
+                    self.copy_memory(qemu).await
+                };
+                let result = timeout(SAVE, saved).await.unwrap_or_else(|_| late());
+                qemu.resume().await;
+                if let Err(why) = self.be_again(link, &parts).await {
+                    tracing::warn!(why, "the machine was saved and does not go on as it should");
+                    let _ = link.request(Request::Thaw).await;
+                }
+                self.orders.standing.set(false);
+                let _ = order.send(result);
+                continue;
+            }
             let Some(order) = self.orders.save.borrow_mut().take() else { continue };
-            let result = timeout(SAVE, self.save(link, qemu)).await;
-            match result.unwrap_or_else(|_| Err(format!("it took more than {} s", SAVE.as_secs()))) {
+            match timeout(SAVE, self.save(link, qemu)).await.unwrap_or_else(|_| late()) {
                 Ok(()) => return order,
                 Err(why) => {
-                    qemu.resume().await;
-                    // A guest that does not thaw ends by its probes.
-                    let _ = link.request(Request::Thaw).await;
-                    self.orders.standing.set(false);
+                    self.go_on_as_it_was(link, qemu).await;
                     let _ = order.send(Err(why));
                     if let Some((_, waiting)) = self.orders.go_on.borrow_mut().take() {
                         let _ = waiting.send(Ok(()));
@@ -86,6 +121,26 @@ impl Machine {
                 }
             }
         }
+    }
+
+    async fn go_on_as_it_was(&self, link: &Link, qemu: &Qemu) {
+        qemu.resume().await;
+        // A guest that does not thaw ends by its probes.
+        let _ = link.request(Request::Thaw).await;
+        self.orders.standing.set(false);
+    }
+
+    async fn copy_memory(&self, qemu: &Qemu) -> Result<(), String> {
+        let path = self.record.dir.join(MACHINE).join(CHECKPOINT_MEMORY);
+        let failed = |e: std::io::Error| format!("{}: {e}", path.display());
+        // Of an earlier one that nobody has taken.
+        if let Err(error) = std::fs::remove_file(&path)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            return Err(failed(error));
+        }
+        let memory = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path);
+        qemu.copy_memory(memory.map_err(failed)?).await
     }
 
     async fn save(&self, link: &Link, qemu: &Qemu) -> Result<(), String> {
@@ -113,7 +168,7 @@ impl Machine {
         let path = dir.join(TEMPLATE_STATE);
         let state = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path);
         qemu.save(state.map_err(|e| format!("{}: {e}", path.display()))?).await?;
-        let notes = TemplateNotes { containers, pause_us: micros(began) };
+        let notes = TemplateNotes { containers, pause_us: micros(began), made_of: None };
         files::write_json(&dir.join(TEMPLATE_NOTES), &notes).map_err(|e| format!("{TEMPLATE_NOTES}: {e}"))?;
         self.orders.notes.replace(notes);
         Ok(())

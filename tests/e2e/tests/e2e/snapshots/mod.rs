@@ -3,6 +3,7 @@
 //! `CUMULET_CLONES` says how many clones the test of identity makes.
 
 mod capture;
+mod checkpoint;
 mod pods;
 mod records;
 

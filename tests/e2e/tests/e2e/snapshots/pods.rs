@@ -17,7 +17,8 @@ fn pod(name: &str) -> String {
     let ready = "    readinessProbe: {exec: {command: [test, -e, /tmp/warm]}}\n";
     let ends = "echo begins; until [ -e /tmp/end ]; do sleep 0.5; done; exit 4";
     format!(
-        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  runtimeClassName: vm-snapshot\n  \
+        "apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  annotations: {{snapshot.cumulet.dev/after-restore: \
+         'hostname > /tmp/hook; cat /run/cumulet/generation >> /tmp/hook'}}\nspec:\n  runtimeClassName: vm-snapshot\n  \
          terminationGracePeriodSeconds: 1\n  volumes:\n  - {{name: made, emptyDir: {{}}}}\n  \
          - {{name: config, configMap: {{name: config}}}}\n  - {{name: secret, secret: {{secretName: secret}}}}\n  \
          initContainers:\n{}  containers:\n{}{ready}{}",
@@ -71,6 +72,22 @@ fn a_clone_is_a_pod_like_any_other() -> anyhow::Result<()> {
         "Completed",
     )?;
     assert_eq!(exec("second", "hostname; cat /secret/key")?, "second\nhidden");
+
+    // The command of the annotation ran in each of them, after it had its name and before its containers went on.
+    for name in ["first", "second", "third"] {
+        let hook = cloud.kubectl(&["exec", name, "-c", "counts", "--", "cat", "/tmp/hook"])?;
+        let generation =
+            cloud.kubectl(&["exec", name, "-c", "counts", "--", "cat", "/run/cumulet/generation"])?;
+        assert_eq!(hook, format!("{name}\n{generation}"));
+    }
+    let metrics = cloud.kubectl(&["get", "--raw", "/metrics"])?;
+    for line in [
+        "starts_total{start=\"built\"} 1",
+        "builds_total{result=\"built\"} 1",
+        "phase_seconds_count{phase=\"identity\"} 2",
+    ] {
+        assert!(metrics.contains(line), "no {line} in\n{metrics}");
+    }
 
     // Each line of output is somebody's, once.
     let first = numbers(&cloud, "first")?;
