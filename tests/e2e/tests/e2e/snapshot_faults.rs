@@ -231,6 +231,24 @@ fn machines_end_in_every_phase() -> anyhow::Result<()> {
     apply(&cloud, &[pod("without", other)])?;
     wait_ready(&cloud, "without")?;
     answers(&cloud, "without")?;
+
+    // A supervisor while its clone is restored, takes on its identity, and goes on.
+    let none = "metadata: {annotations: {snapshot.cumulet.dev/standby: \"0\"}, ";
+    let alone = |name: &str| pod(name, "echo alone; sleep 100000").replace("metadata: {", none);
+    apply(&cloud, &[alone("alone")])?;
+    wait_ready(&cloud, "alone")?;
+    for pause_ms in [0_u64, 50, 150, 300] {
+        let name = format!("orphan-{pause_ms}");
+        apply(&cloud, &[alone(&name)])?;
+        let uid = cloud.field(&format!("pod/{name}"), ".metadata.uid")?;
+        let hit = wait_for("the pod's supervisor", || supervisors(&cloud, &uid).first().copied())?;
+        crate::faults::pause(pause_ms);
+        kill_hard(hit);
+        wait_for("the pod to be ready with another one", || {
+            let ready = cloud.field(&format!("pod/{name}"), ".status.conditions[?(@.type==\"Ready\")].status").ok()?;
+            (ready == "True" && answers(&cloud, &name).is_ok()).then_some(())
+        })?;
+    }
     cloud.finish()
 }
 
