@@ -233,8 +233,8 @@ fn machines_end_in_every_phase() -> anyhow::Result<()> {
     answers(&cloud, "without")?;
 
     // A supervisor while its clone is restored, takes on its identity, and goes on.
-    let none = "metadata: {annotations: {snapshot.cumulet.dev/standby: \"0\"}, ";
-    let alone = |name: &str| pod(name, "echo alone; sleep 100000").replace("metadata: {", none);
+    let none = "metadata:\n  annotations: {snapshot.cumulet.dev/standby: \"0\"}\n";
+    let alone = |name: &str| pod(name, "echo alone; sleep 100000").replacen("metadata:\n", none, 1);
     apply(&cloud, &[alone("alone")])?;
     wait_ready(&cloud, "alone")?;
     for pause_ms in [0_u64, 50, 150, 300] {
