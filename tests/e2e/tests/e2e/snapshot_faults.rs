@@ -245,7 +245,9 @@ fn machines_end_in_every_phase() -> anyhow::Result<()> {
         crate::faults::pause(pause_ms);
         kill_hard(hit);
         wait_for("the pod to be ready with another one", || {
-            let ready = cloud.field(&format!("pod/{name}"), ".status.conditions[?(@.type==\"Ready\")].status").ok()?;
+            let ready = cloud
+                .field(&format!("pod/{name}"), ".status.conditions[?(@.type==\"Ready\")].status")
+                .ok()?;
             (ready == "True" && answers(&cloud, &name).is_ok()).then_some(())
         })?;
     }

@@ -11,7 +11,7 @@
 
 use super::boot;
 use super::link::{Link, LinkError, Opened};
-use super::{Machine, Phase};
+use super::{self as guest, Machine};
 use crate::supervisor::backend::refuse;
 use crate::supervisor::proto::{
     ContainerStart, Ended, Event, IdentityParts, InstanceState, PodNetwork, Reply, Restored, SandboxSpec,
@@ -20,7 +20,7 @@ use crate::supervisor::proto::{
 use crate::supervisor::record::{new_id, now_us};
 use cumulet_container::Resources;
 use cumulet_container::cgroup::Cgroup;
-use cumulet_guest_proto::identity::{Identity, IdentityReport};
+use cumulet_guest_proto::identity::{Identity, IdentityReport, Phase};
 use cumulet_guest_proto::message::{self, Request, Snapshot};
 use cumulet_guest_proto::spec::{File, FileTree};
 use std::cell::{Cell, RefCell};
@@ -32,9 +32,9 @@ use tokio::time::timeout;
 
 /// Reason of a start that failed because the clone could not become the pod.
 pub(super) const IDENTITY_FAILED: &str = "IdentityFailed";
-/// How long taking on an identity may last without its hook. Some tens of milliseconds on a machine at rest; this is for
-/// emulation on one that has too much to do.
-const IDENTITY: Duration = Duration::from_secs(30);
+/// How long each phase of taking on an identity may last, but for the hook. Milliseconds on a machine at rest; this is
+/// for emulation on one that has too much to do.
+const PHASE: Duration = Duration::from_secs(10);
 
 /// A question for the guest's clock that took no longer is good enough.
 const CLOCK_GOOD_US: i64 = 20_000;
@@ -127,7 +127,7 @@ impl Machine {
             thaw: false,
             ..self.identity(network, &IdentityParts::default())?
         };
-        take_on(link, identity, IDENTITY).await.map(drop)
+        take_on(link, identity).await.map(drop)
     }
 
     /// What makes the guest the pod, files left out.
@@ -171,8 +171,7 @@ impl Machine {
         let generation = clone.next_generation();
         let mut identity = Identity { generation, etc, volumes, ..self.identity(&network, parts)? };
         on_time(link, &mut identity).await;
-        let hook = parts.after_restore.as_ref().map_or(0, |hook| hook.timeout_ms);
-        let report = take_on(link, identity, IDENTITY + Duration::from_millis(hook)).await?;
+        let report = take_on(link, identity).await?;
         self.orders.generation.set(generation);
         {
             let mut restored = clone.restored.borrow_mut();
@@ -194,7 +193,7 @@ impl Machine {
         let own = self.identity(&network, parts)?;
         let mut identity = Identity { generation, etc, network: None, after_restore: None, ..own };
         on_time(link, &mut identity).await;
-        take_on(link, identity, IDENTITY).await?;
+        take_on(link, identity).await?;
         self.orders.generation.set(generation);
         Ok(())
     }
@@ -251,7 +250,7 @@ impl Machine {
         if !self.record.sandbox().standby {
             return refuse("Conflict", "this is a pod already");
         }
-        if *self.phase.borrow() != Phase::Ready {
+        if *self.phase.borrow() != guest::Phase::Ready {
             return refuse("Conflict", "the standby is not ready");
         }
         let Some(vm) = sandbox.vm.take() else {
@@ -274,7 +273,7 @@ impl Machine {
 
 /// Tells the guest what time it is, as exactly as can be.
 async fn on_time(link: &Link, identity: &mut Identity) {
-    if let Ok(Some((clock_us, at_us))) = timeout(IDENTITY, clock(link)).await {
+    if let Ok(Some((clock_us, at_us))) = timeout(PHASE, clock(link)).await {
         (identity.clock_us, identity.clock_at_us) = (clock_us, Some(at_us));
     }
 }
@@ -296,14 +295,33 @@ async fn clock(link: &Link) -> Option<(i64, u64)> {
     best.map(|(_, clock_us, at_us)| (clock_us, at_us))
 }
 
-/// Has the agent take on an identity.
-async fn take_on(link: &Link, identity: Identity, limit: Duration) -> Result<IdentityReport, String> {
-    match timeout(limit, link.request(Request::Adopt(Box::new(identity)))).await {
-        Ok(Ok(message::Reply::Adopted(report))) => Ok(report),
-        Ok(Ok(_)) => Err("the guest gave another answer".to_owned()),
-        Ok(Err(LinkError::Refused(_, message))) => Err(message),
-        Ok(Err(LinkError::Gone)) => Err("the machine has ended".to_owned()),
-        Ok(Err(LinkError::Silent)) | Err(_) => Err(format!("no answer within {} s", limit.as_secs())),
+/// Has the agent take on an identity, with a deadline for each phase of it.
+async fn take_on(link: &Link, identity: Identity) -> Result<IdentityReport, String> {
+    let hook =
+        identity.after_restore.as_ref().map_or(Duration::ZERO, |h| Duration::from_millis(h.timeout_ms));
+    // Before the order, so that no phase is missed.
+    let mut phases = link.phases();
+    let mut last = None;
+    let mut answer = std::pin::pin!(link.request(Request::Adopt(Box::new(identity))));
+    loop {
+        let limit = if last == Some(Phase::Files) { PHASE + hook } else { PHASE };
+        tokio::select! {
+            // The request goes on in the next round.
+            answer = &mut answer => return match answer {
+                Ok(message::Reply::Adopted(report)) => Ok(report),
+                Ok(_) => Err("the guest gave another answer".to_owned()),
+                Err(LinkError::Refused(_, message)) => Err(message),
+                Err(LinkError::Gone) => Err("the machine has ended".to_owned()),
+                Err(LinkError::Silent) => Err("no answer".to_owned()),
+            },
+            next = timeout(limit, phases.changed()) => match next {
+                Ok(Ok(())) => last = *phases.borrow_and_update(),
+                _ => {
+                    let after = last.map_or_else(String::new, |phase| format!(" after the phase {phase:?}"));
+                    return Err(format!("no answer within {} s{after}", limit.as_secs()));
+                }
+            },
+        }
     }
 }
 

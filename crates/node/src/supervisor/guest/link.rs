@@ -11,6 +11,7 @@
 //! all callers, queues and ends are dropped, so that whoever waits hears of it.
 
 use cumulet_guest_proto::host::{FromGuest, HostLink};
+use cumulet_guest_proto::identity::Phase;
 use cumulet_guest_proto::message::{Event, InstanceState, Reply, Request, ToHost};
 use cumulet_guest_proto::{Channel, message};
 use std::cell::{Cell, RefCell};
@@ -21,7 +22,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 /// Bytes read from the channel at once.
@@ -87,6 +88,8 @@ pub(super) struct Link {
     ended: Cell<bool>,
     /// Told when all output of a stream was dealt with.
     done: Notify,
+    /// The phase of an identity that the guest has gone through last.
+    phase: watch::Sender<Option<Phase>>,
 }
 
 impl Link {
@@ -105,6 +108,7 @@ impl Link {
             warnings: Cell::new(0),
             ended: Cell::new(false),
             done: Notify::new(),
+            phase: watch::Sender::new(None),
         };
         (Rc::new(link), greeted)
     }
@@ -117,6 +121,11 @@ impl Link {
         let (hello, greeted) = oneshot::channel();
         *self.hello.borrow_mut() = Some(hello);
         greeted
+    }
+
+    /// Tells of phases of an identity from now on.
+    pub(super) fn phases(&self) -> watch::Receiver<Option<Phase>> {
+        self.phase.subscribe()
     }
 
     /// Makes a stream known that a clone has from its template. Comes before [`Self::run`].
@@ -253,7 +262,7 @@ impl Link {
                     tracing::warn!(message, "the guest warns");
                 }
             }
-            ToHost::Event(Event::Identity { .. }) => {}
+            ToHost::Event(Event::Identity { phase, .. }) => drop(self.phase.send_replace(Some(phase))),
         }
     }
 
