@@ -6,7 +6,7 @@ use cumulet_vmm::machine::stream::without_memory;
 const MEMORY_BYTES: u64 = 16 * 4096;
 
 /// What comes out has no page of the memory any more: taking it out once more changes nothing.
-pub fn stream(data: &[u8]) {
+pub(crate) fn stream(data: &[u8]) {
     let mut once = Vec::new();
     if without_memory(data, &mut once, MEMORY_BYTES).is_ok() {
         let mut twice = Vec::new();

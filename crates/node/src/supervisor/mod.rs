@@ -37,6 +37,7 @@ mod record;
 mod server;
 mod session;
 mod sockets;
+pub mod vm;
 
 pub use client::{Supervisor, SupervisorError};
 pub use daemon::run;

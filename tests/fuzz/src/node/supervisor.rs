@@ -9,3 +9,5 @@
 pub(crate) mod frame;
 #[path = "../../../../crates/node/src/supervisor/proto.rs"]
 pub(crate) mod proto;
+#[path = "../../../../crates/node/src/supervisor/vm.rs"]
+pub(crate) mod vm;
