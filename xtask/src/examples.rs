@@ -11,7 +11,7 @@ const APPLETS: &[&str] = &[
     "sh", "ls", "cat", "echo", "env", "ps", "id", "sleep", "wget", "nslookup", "hostname", "ip", "mount",
     "ping", "head", "tail", "grep", "sed", "awk", "dd", "df", "free", "kill", "mkdir", "rm", "cp", "mv",
     "touch", "vi", "tar", "true", "false", "date", "nc", "stat", "seq", "wc", "tr", "test", "printf", "yes",
-    "stty", "tty", "ln", "chmod", "md5sum",
+    "stty", "tty", "ln", "chmod",
 ];
 
 /// Builds `examples/hello/image/rootfs`: the web server, linked statically, and a shell.

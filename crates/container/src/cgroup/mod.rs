@@ -229,12 +229,27 @@ impl Cgroup {
         }
     }
 
-    /// Moves the calling process, which has one thread, to the root of every hierarchy.
+    /// Moves the calling process to the root of every hierarchy, thread by thread where that is cheaper: a pool's idle
+    /// threads may outlive what they were needed for by seconds.
     pub fn leave() -> Result<()> {
         match Hierarchies::get()? {
             Hierarchies::Unified { root } => write(&root.join("cgroup.procs"), "0"),
             Hierarchies::Legacy { mounts } => {
-                mounts.iter().try_for_each(|(_, point)| write(&point.join("tasks"), "0"))
+                let threads =
+                    fs::read_dir("/proc/self/task").into_iter().flatten().filter_map(io::Result::ok);
+                let threads: Vec<String> =
+                    threads.map(|thread| thread.file_name().to_string_lossy().into_owned()).collect();
+                for (_, point) in mounts {
+                    for thread in &threads {
+                        match write(&point.join("tasks"), thread) {
+                            // It has ended meanwhile.
+                            Err(CgroupError::Io { source, .. })
+                                if source.raw_os_error() == Some(libc::ESRCH) => {}
+                            result => result?,
+                        }
+                    }
+                }
+                Ok(())
             }
         }
     }

@@ -58,9 +58,15 @@ impl Machine {
         // Ends with the stream: QEMU has the only other end.
         let filter =
             tokio::task::spawn_blocking(move || without_memory(File::from(from), &state, memory_bytes));
-        self.migrate("migrate", to.into()).await?;
+        let migrated = self.migrate("migrate", to.into()).await;
         let filtered = filter.await.map_err(io::Error::other).flatten();
-        filtered.map_err(|e| Error::Refused { command: "migrate", reason: e.to_string() })
+        match filtered {
+            // What QEMU says of the pipe that broke is no reason.
+            Err(error) if migrated.is_ok() || error.kind() == io::ErrorKind::InvalidData => {
+                Err(Error::Refused { command: "migrate", reason: error.to_string() })
+            }
+            _ => migrated,
+        }
     }
 
     /// Reads the devices' state into a machine that was spawned with [`super::spec::Boot::Incoming`]. Then

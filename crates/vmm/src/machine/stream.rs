@@ -34,7 +34,7 @@ const MAX_BLOCKS: usize = 256;
 /// Copies a stream, leaving out the pages of the block with this size, which is the guest's memory. The machine was
 /// stopped, so that each of its pages is there once.
 pub fn without_memory(from: impl Read, to: impl Write, memory_bytes: u64) -> io::Result<()> {
-    let mut filter = Filter { from: io::BufReader::new(from), to: io::BufWriter::new(to) };
+    let mut filter = Filter { from: io::BufReader::new(from), to: io::BufWriter::new(to), block: None };
     let id = filter.head()?;
     let memory = filter.blocks(memory_bytes)?;
     filter.footer(id)?;
@@ -63,6 +63,8 @@ fn wrong(what: &str) -> io::Error {
 struct Filter<R: Read, W: Write> {
     from: io::BufReader<R>,
     to: io::BufWriter<W>,
+    /// Of the page before; it holds over the ends of sections.
+    block: Option<Vec<u8>>,
 }
 
 impl<R: Read, W: Write> Filter<R, W> {
@@ -141,7 +143,6 @@ impl<R: Read, W: Write> Filter<R, W> {
     /// The pages of a section, without those of the memory. Each is written with the name of its block, since the one
     /// before it may be gone.
     fn pages(&mut self, memory: &[u8]) -> io::Result<()> {
-        let mut block: Option<Vec<u8>> = None;
         loop {
             let word = u64::from_be_bytes(self.read()?);
             let (address, flags) = (word & !FLAGS, word & FLAGS);
@@ -149,9 +150,9 @@ impl<R: Read, W: Write> Filter<R, W> {
                 return self.to.write_all(&END.to_be_bytes());
             }
             if flags & SAME_BLOCK == 0 {
-                block = Some(self.name()?);
+                self.block = Some(self.name()?);
             }
-            let name = block.clone().ok_or_else(|| wrong("a page of no block"))?;
+            let name = self.block.clone().ok_or_else(|| wrong("a page of no block"))?;
             let kind = flags & !SAME_BLOCK;
             let kept = name != memory;
             if kept {
@@ -245,6 +246,11 @@ mod tests {
         ];
         let kept = [bios, page(ZERO, Some("bios"), &[0])];
         assert_eq!(filtered(&stream(&part, &part)).unwrap(), stream(&kept, &kept));
+        // The block of the page before holds over the end of a section.
+        let more = [page(ZERO | SAME_BLOCK, None, &[0])];
+        assert_eq!(filtered(&stream(&part, &more)).unwrap(), stream(&kept, &[]));
+        let last = page(ZERO, Some("bios"), &[0]);
+        assert_eq!(filtered(&stream(&part[..4], &more)).unwrap(), stream(&kept, &[last]));
     }
 
     #[test]

@@ -186,7 +186,12 @@ async fn start(cloud: &Cloud, client: &Client, name: &str, standbys: Option<u32>
     let start = Instant::now();
     let mut watched = Watched::create(client, &pod).await?;
     let address = watched.address(PATIENCE).await?;
-    answer(&address, PATIENCE).await?;
+    if let Err(error) = answer(&address, PATIENCE).await {
+        // The figure is lost: what is left is to see why.
+        let said = |args: &[&str]| cloud.kubectl(args).unwrap_or_else(|e| e.to_string());
+        let seen = [said(&["describe", "pod", name]), said(&["logs", "--tail=40", name])].join("\n");
+        return Err(error.context(seen));
+    }
     let first_answer = start.elapsed().as_secs_f64();
     watched.ready_within(PATIENCE).await?;
     let restored = event(cloud, name, "RestoredFromSnapshot")?;
