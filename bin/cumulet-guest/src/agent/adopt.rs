@@ -47,6 +47,10 @@ impl Agent {
         self.generation = identity.generation;
         if identity.thaw {
             self.phase(Phase::Thaw, &identity, &mut report)?;
+        } else if let Some(network) = self.configured()?.network() {
+            // Who connected now would be accepted, and forgotten without a word by the identity that comes.
+            net::set_up(&network.interface, false)?;
+            self.quiet = true;
         }
         report.total_micros = micros(began);
         Ok(report)
