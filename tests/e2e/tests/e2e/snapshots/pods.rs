@@ -3,6 +3,9 @@
 use crate::vm::needs_agent;
 use crate::{wait_field, wait_ready};
 use cumulet_e2e::{Cloud, wait_for};
+use std::fs;
+use std::net::{Ipv4Addr, TcpStream};
+use std::time::Duration;
 
 fn pod(name: &str) -> String {
     let container = |name: &str, script: &str| {
@@ -44,6 +47,24 @@ fn numbers(cloud: &Cloud, pod: &str) -> anyhow::Result<Vec<u64>> {
 
 fn is_gapless(numbers: &[u64]) -> bool {
     numbers.windows(2).all(|pair| pair[1] == pair[0] + 1)
+}
+
+/// A connection to a clone without an identity would be forgotten without a word when it gets one.
+fn standbys_accept_nothing(cloud: &Cloud) -> anyhow::Result<()> {
+    let dir = wait_for("a standby", || {
+        let waits = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with("standby-");
+        let entries = fs::read_dir(cloud.dir().join("pods")).ok()?.filter_map(Result::ok).filter(waits);
+        // The state is written when it has gone through its rehearsal.
+        let mut dirs = entries.map(|entry| entry.path());
+        dirs.find(|dir| dir.join("state.json").exists())
+    })?;
+    let sandbox: serde_json::Value = serde_json::from_slice(&fs::read(dir.join("sandbox.json"))?)?;
+    // Its address is in its hardware address.
+    let mac: [u8; 6] = serde_json::from_value(sandbox["vm"]["mac"].clone())?;
+    let address = Ipv4Addr::new(mac[2], mac[3], mac[4], mac[5]);
+    let connected = TcpStream::connect_timeout(&(address, 8080).into(), Duration::from_millis(500));
+    anyhow::ensure!(connected.is_err(), "the standby at {address} accepts connections");
+    Ok(())
 }
 
 #[test]
@@ -144,6 +165,7 @@ fn a_clone_is_a_pod_like_any_other() -> anyhow::Result<()> {
     cloud.kubectl(&["scale", "deployment/hello-snapshot", "--replicas=3"])?;
     let rolled = || cloud.kubectl(&["rollout", "status", "deployment/hello-snapshot", "--timeout=120s"]);
     rolled()?;
+    standbys_accept_nothing(&cloud)?;
     cloud.kubectl(&["set", "env", "deployment/hello-snapshot", "MORE=1"])?;
     rolled().map_err(|error| error.context(cloud.kubectl(&["get", "pods,events"]).unwrap_or_default()))?;
     cloud.finish()
