@@ -194,7 +194,7 @@ mod tests {
         let mut stream = b"QEVM\0\0\0\x03\x07\0\0\0\x06pc-q35".to_vec();
         stream.extend([SECTION_START, 0, 0, 0, 2]);
         stream.extend(NAME);
-        stream.extend((MEMORY + PAGE | SIZES).to_be_bytes());
+        stream.extend(((MEMORY + PAGE) | SIZES).to_be_bytes());
         for (name, size) in [("memory", MEMORY), ("bios", PAGE)] {
             stream.push(u8::try_from(name.len()).unwrap());
             stream.extend(name.as_bytes());
@@ -242,7 +242,7 @@ mod tests {
             page(PAGE | ZERO | SAME_BLOCK, None, &[0]),
             bios.clone(),
             page(ZERO | SAME_BLOCK, None, &[0]),
-            page(2 * PAGE | DATA, Some("memory"), &data),
+            page((2 * PAGE) | DATA, Some("memory"), &data),
         ];
         let kept = [bios, page(ZERO, Some("bios"), &[0])];
         assert_eq!(filtered(&stream(&part, &part)).unwrap(), stream(&kept, &kept));
