@@ -15,6 +15,7 @@ use crate::kinds::service::shape;
 use crate::kinds::value::{at_mut, int, items, items_mut, set, text};
 use cumulet_api::field::FieldError;
 use ipnet::Ipv4Net;
+use rand::RngExt;
 use serde_json::{Value, json};
 use std::borrow::Borrow;
 use std::collections::HashSet;
@@ -56,7 +57,9 @@ impl ServiceAllocator {
             vec![network.saturating_add(API_INDEX), network.saturating_add(DNS_INDEX)],
         );
         let count = u64::from(NODE_PORTS.end() - NODE_PORTS.start()) + 1;
-        let ports = Pool::new(NODE_PORTS, band(count, 16, 128, 32), Vec::new());
+        let mut ports = Pool::new(NODE_PORTS, band(count, 16, 128, 32), Vec::new());
+        // Clouds of one machine share its ports, and the first to answer at one hides the others: begin anywhere.
+        ports.cursor = rand::rng().random_range(ports.upper..=*NODE_PORTS.end());
         let mut pools = Pools { ips, ports };
         for service in in_use {
             pools.take(&Held::of(service.borrow()));
