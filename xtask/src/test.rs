@@ -41,9 +41,15 @@ pub(crate) fn run(filter: &[String]) -> anyhow::Result<()> {
             "--test-threads",
             "2",
         ];
-        run_command(with_environment(&mut command("timeout")).args(args).args(filter)).context(
-            "124 is the status after too long a time; cargo names the tests that run for over a minute",
-        )
+        let mut tests = command("timeout");
+        let status =
+            with_environment(&mut tests).args(args).args(filter).status().context("cannot run timeout")?;
+        match status.code() {
+            Some(0) => Ok(()),
+            // By this `timeout` says so.
+            Some(124) => bail!("not done within {TESTS_WITHIN}; cargo has named what ran for over a minute"),
+            _ => bail!("tests failed: {status}"),
+        }
     })?;
     if filter.is_empty() {
         // These boot the agent as guests run it, which cargo knows nothing of.

@@ -12,6 +12,7 @@ pub mod access;
 pub mod api;
 pub mod events;
 pub mod informer;
+pub mod queue;
 pub mod streams;
 
 pub use access::{
@@ -20,6 +21,7 @@ pub use access::{
 pub use api::Api;
 pub use events::{EventRecorder, EventType};
 pub use informer::{Change, Informer};
+pub use queue::Queue;
 pub use streams::PodStreams;
 
 /// A boxed future, as the object-safe traits of this crate return.

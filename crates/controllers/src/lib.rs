@@ -40,7 +40,6 @@ mod meta;
 mod namespace;
 mod podgc;
 mod pods;
-mod queue;
 mod replicas;
 mod replicaset;
 mod replicationcontroller;
@@ -53,8 +52,8 @@ pub use driver::ControllerStatus;
 
 use context::Context;
 use cumulet_cluster::Cluster;
+use cumulet_cluster::queue::{self, Queue};
 use driver::{Driver, Pace, Reconciler, StatusFn};
-use queue::Queue;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;

@@ -138,6 +138,24 @@ fn the_first_of_a_key_stays() {
 }
 
 #[test]
+fn another_takes_its_place_whole_or_not_at_all() {
+    let temp = tempfile::tempdir().unwrap();
+    for mib in [3, 4, 5] {
+        let mut writer = Writer::create(temp.path(), key()).unwrap();
+        writer.memory_from(&memory(mib)).unwrap();
+        writer.state(STATE).unwrap();
+        let template = writer.replace(description()).unwrap();
+        assert_eq!(template.header().memory_bytes, mib * MIB);
+        template.verify().unwrap();
+        assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 1, "nothing else is left");
+    }
+    let mut stopped = Writer::create(temp.path(), key()).unwrap();
+    stopped.memory_from(&memory(1)).unwrap();
+    assert!(stopped.replace(description()).is_err(), "its state is missing");
+    assert_eq!(Template::open(temp.path(), &key()).unwrap().header().memory_bytes, 5 * MIB);
+}
+
+#[test]
 fn many_writers_of_one_key() {
     let temp = tempfile::tempdir().unwrap();
     std::thread::scope(|scope| {

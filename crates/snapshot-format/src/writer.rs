@@ -112,6 +112,27 @@ impl Writer {
     /// # Errors
     /// Memory or state are missing, the description is too large, or the file system refuses.
     pub fn finish(self, description: Description) -> Result<Template, Error> {
+        self.seal(description)?;
+        self.publish()
+    }
+
+    /// As [`Self::finish`], but a template that is there under this key is replaced; after an error it is there still.
+    ///
+    /// # Errors
+    /// As of [`Self::finish`].
+    pub fn replace(self, description: Description) -> Result<Template, Error> {
+        self.seal(description)?;
+        let name = self.dir.join(self.key.to_string());
+        // What was there has the name of the unfinished one then, and goes with it.
+        match renameat2(AT_FDCWD, &self.partial.path, AT_FDCWD, &name, RenameFlags::RENAME_EXCHANGE) {
+            Ok(()) => sync_dir(&self.dir)?,
+            Err(Errno::ENOENT) => return self.publish(),
+            Err(error) => return Err(Error::io("name", &name)(error)),
+        }
+        Template::open(&self.dir, &self.key)
+    }
+
+    fn seal(&self, description: Description) -> Result<(), Error> {
         let missing = |part| Error::Unfinished { key: self.key, part };
         let found = self.found.as_ref().ok_or_else(|| missing(Part::Memory))?;
         let state = self.state.as_ref().ok_or_else(|| missing(Part::State))?;
@@ -132,8 +153,7 @@ impl Writer {
         }
         file.sync_all().map_err(Error::io("flush", &path))?;
         self.memory.sync_all().map_err(Error::io("flush", &folder.join(MEMORY)))?;
-        self.partial.lock.sync_all().map_err(Error::io("flush", folder))?;
-        self.publish()
+        self.partial.lock.sync_all().map_err(Error::io("flush", folder))
     }
 
     fn publish(self) -> Result<Template, Error> {

@@ -15,16 +15,15 @@ mod plan;
 use crate::config::NodeConfig;
 use cumulet_api::{Status, storage};
 use cumulet_cluster::events::{EventType, reference};
-use cumulet_cluster::{Api, Cluster, DeleteOptions, EventRecorder, Informer, ListOptions};
+use cumulet_cluster::{Api, Cluster, DeleteOptions, EventRecorder, Informer, ListOptions, Queue};
 use files::{Awaited, Volumes};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
 use plan::Task;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -35,7 +34,7 @@ const RETRY_FIRST: Duration = Duration::from_millis(250);
 const RETRY_LONGEST: Duration = Duration::from_secs(60);
 
 /// What a pass is about.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Key {
     /// Namespace, name and uid of a claim.
     Claim(String, String, String),
@@ -103,38 +102,29 @@ impl Provisioner {
         if let Ok(Err(error)) = swept {
             tracing::warn!(%error, "what earlier processes left of volumes cannot be removed");
         }
-        let (sender, mut keys) = mpsc::unbounded_channel();
-        self.observe(&sender);
-        let mut queue = Queue::default();
+        let queue = Arc::new(Queue::new());
+        self.observe(&queue);
         let mut passes = JoinSet::new();
         loop {
-            while passes.len() < WORKERS
-                && let Some(key) = queue.next()
-            {
-                let provisioner = self.clone();
-                passes.spawn(async move {
-                    let result = provisioner.pass(&key).await;
-                    (key, result)
-                });
-            }
             tokio::select! {
-                // Both are cancel-safe: what is not taken stays where it is.
-                key = keys.recv() => match key {
-                    Some(key) => queue.add(key),
-                    None => return,
-                },
-                Some(ended) = passes.join_next() => {
-                    let Ok((key, result)) = ended else { continue };
-                    if let Some(pause) = queue.done(&key, result.is_err()) {
-                        retry(key, pause, sender.clone());
-                    }
+                // Both are cancel-safe: a key is taken when it is returned, and what has ended stays where it is.
+                key = queue.next(), if passes.len() < WORKERS => {
+                    let (provisioner, queue) = (self.clone(), queue.clone());
+                    passes.spawn(async move {
+                        match provisioner.pass(&key).await {
+                            Ok(()) => queue.succeeded(&key),
+                            Err(_) => queue.add_after(key.clone(), pause(queue.failed(&key))),
+                        }
+                        queue.done(&key);
+                    });
                 }
+                Some(_) = passes.join_next() => {}
             }
         }
     }
 
-    fn observe(&self, sender: &mpsc::UnboundedSender<Key>) {
-        let (to, node) = (sender.clone(), self.node.clone());
+    fn observe(&self, queue: &Arc<Queue<Key>>) {
+        let (to, node) = (queue.clone(), self.node.clone());
         self.claims.observe(move |change| {
             let Some(claim) = change.latest() else { return };
             let ours = change.new.as_ref().is_some_and(|claim| plan::is_ours(claim, &node));
@@ -142,14 +132,13 @@ impl Provisioner {
             if ours || change.new.is_none() {
                 let text = |field: &Option<String>| field.clone().unwrap_or_default();
                 let meta = &claim.metadata;
-                // The receiver is gone only when all ends.
-                let _ = to.send(Key::Claim(text(&meta.namespace), text(&meta.name), text(&meta.uid)));
+                to.add(Key::Claim(text(&meta.namespace), text(&meta.name), text(&meta.uid)));
             }
         });
-        let to = sender.clone();
+        let to = queue.clone();
         self.volumes.observe(move |change| {
             if let Some(name) = change.new.as_ref().and_then(|volume| volume.metadata.name.clone()) {
-                let _ = to.send(Key::Volume(name));
+                to.add(Key::Volume(name));
             }
         });
     }
@@ -317,53 +306,9 @@ impl Provisioner {
     }
 }
 
-/// Comes back with a key after a pause.
-fn retry(key: Key, pause: Duration, to: mpsc::UnboundedSender<Key>) {
-    // Ends by itself, or with the process.
-    tokio::spawn(async move {
-        tokio::time::sleep(pause).await;
-        let _ = to.send(key);
-    });
-}
-
-/// Keys that wait, one pass per key at a time.
-#[derive(Default)]
-struct Queue {
-    ready: Vec<Key>,
-    running: HashSet<Key>,
-    again: HashSet<Key>,
-    failures: HashMap<Key, u32>,
-}
-
-impl Queue {
-    fn add(&mut self, key: Key) {
-        if self.running.contains(&key) {
-            self.again.insert(key);
-        } else if !self.ready.contains(&key) {
-            self.ready.push(key);
-        }
-    }
-
-    fn next(&mut self) -> Option<Key> {
-        let key = if self.ready.is_empty() { None } else { Some(self.ready.remove(0)) }?;
-        self.running.insert(key.clone());
-        Some(key)
-    }
-
-    /// The pass has ended; how long to wait when it is to be tried again.
-    fn done(&mut self, key: &Key, failed: bool) -> Option<Duration> {
-        self.running.remove(key);
-        if self.again.remove(key) {
-            self.add(key.clone());
-        }
-        if !failed {
-            self.failures.remove(key);
-            return None;
-        }
-        let failures = self.failures.entry(key.clone()).or_insert(0);
-        *failures += 1;
-        Some(RETRY_FIRST.saturating_mul(1 << (*failures - 1).min(16)).min(RETRY_LONGEST))
-    }
+/// How long to wait after so many failures in a row.
+fn pause(failures: u32) -> Duration {
+    RETRY_FIRST.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(RETRY_LONGEST)
 }
 
 #[cfg(test)]
@@ -371,21 +316,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_pass_per_key() {
-        let key = |name: &str| Key::Volume(name.to_owned());
-        let mut queue = Queue::default();
-        for name in ["a", "b", "a"] {
-            queue.add(key(name));
+    fn pauses_grow_to_their_limit() {
+        for (failures, millis) in [(1, 250), (2, 500), (9, 60_000), (u32::MAX, 60_000)] {
+            assert_eq!(pause(failures), Duration::from_millis(millis), "{failures}");
         }
-        assert_eq!(queue.next(), Some(key("a")));
-        queue.add(key("a"));
-        assert_eq!(queue.next(), Some(key("b")));
-        assert_eq!(queue.next(), None);
-        assert_eq!(queue.done(&key("a"), true), Some(RETRY_FIRST));
-        assert_eq!(queue.next(), Some(key("a")));
-        assert_eq!(queue.done(&key("a"), true), Some(RETRY_FIRST * 2));
-        assert_eq!(queue.done(&key("b"), false), None);
-        assert_eq!(queue.done(&key("a"), false), None);
-        assert!(queue.failures.is_empty() && queue.running.is_empty());
     }
 }

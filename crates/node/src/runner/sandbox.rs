@@ -127,10 +127,14 @@ pub(super) async fn start(
         spec.vm = Some(Box::new(vm));
     }
     let in_machine = spec.vm.is_some();
-    let claims =
-        if volumes::has_claims(pod) { shared.inputs.collect(pod).await } else { ObjectSet::default() };
-    let seed = Seed::of(context, pod, spec.vm.as_deref(), address).await;
-    blocking(files(context, pod, hostname, &ips, (in_machine, seed, claims))).await?;
+    let first = if in_machine {
+        First::Machine(Seed::of(context, pod, spec.vm.as_deref(), address).await)
+    } else if volumes::has_claims(pod) {
+        First::Containers(shared.inputs.collect(pod).await)
+    } else {
+        First::Containers(ObjectSet::default())
+    };
+    blocking(files(context, pod, hostname, &ips, first)).await?;
     context.placed.send_replace(true);
     let supervisor = Supervisor::spawn(&shared.config.exe, &context.dirs.root, &spec, way.file());
     let supervisor = Arc::new(supervisor.await.map_err(|e| e.message)?);
@@ -143,23 +147,31 @@ pub(super) async fn start(
     Ok(ips)
 }
 
+/// What a pod has before its sandbox, beside its `/etc`.
+pub(super) enum First {
+    /// The volumes that containers get from claims, among these objects.
+    Containers(ObjectSet),
+    /// The cloud-init seed of one that starts from a disk.
+    Machine(Option<Seed>),
+}
+
 /// Writes the files that a pod has before its sandbox.
 pub(super) fn files(
     context: &Arc<PodContext>,
     pod: &Arc<Pod>,
     hostname: etc::Hostname,
     ips: &[String],
-    (in_machine, seed, claims): (bool, Option<Seed>, ObjectSet),
+    first: First,
 ) -> impl FnOnce() -> Result<(), String> + Send + 'static {
     let (files, of, ip) = (context.clone(), pod.clone(), ips.first().cloned());
     move || {
         files.dirs.create().map_err(|e| format!("cannot make the pod's directories: {e}"))?;
         etc::write(&files.dirs.etc(), &of, &hostname, ip.as_deref(), &files.shared.config)
             .map_err(|e| format!("cannot write the pod's /etc files: {e}"))?;
-        match seed {
-            Some(seed) => seed.write(&files, &of, &hostname.name),
-            None if in_machine => Ok(()),
-            None => volumes::mount_first(&of, &files.dirs, &claims),
+        match first {
+            First::Containers(objects) => volumes::mount_first(&of, &files.dirs, &objects),
+            First::Machine(Some(seed)) => seed.write(&files, &of, &hostname.name),
+            First::Machine(None) => Ok(()),
         }
     }
 }

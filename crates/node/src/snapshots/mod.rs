@@ -146,6 +146,12 @@ impl Entry {
         self.stored.load(Ordering::Acquire)
     }
 
+    /// Another one lies on the disk in its place: what is in memory is started from no more.
+    pub(crate) fn replaced(&self) {
+        self.removed();
+        self.found();
+    }
+
     /// It was removed from the disk. Clones that run keep what they have.
     fn removed(&self) {
         self.stored.store(false, Ordering::Release);

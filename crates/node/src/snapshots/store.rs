@@ -29,6 +29,13 @@ pub(crate) enum Unusable {
     Now(String),
 }
 
+impl Unusable {
+    pub(crate) fn why(&self) -> &str {
+        let (Self::Ever(why) | Self::Now(why)) = self;
+        why
+    }
+}
+
 /// What a machine of this node is made with, without what is a pod's own choice.
 pub(crate) fn offer(qemu: &Qemu, kvm: bool, kernel: &str, initramfs: &Path) -> Compatibility {
     let accelerator = if kvm { Accelerator::Kvm } else { Accelerator::Tcg };
@@ -91,19 +98,11 @@ impl Templates {
         there
     }
 
-    /// Reads a template, verifying it. Blocks for as long as that takes. One that can never be used is removed.
+    /// Reads a template, verifying it. Blocks for as long as that takes.
     ///
     /// # Errors
     /// [`Unusable`].
     pub(crate) fn load(&self, entry: &Entry, here: &Compatibility) -> Result<Arc<Hot>, Unusable> {
-        let loaded = self.read(entry, here);
-        if matches!(loaded, Err(Unusable::Ever(_))) {
-            self.discard(entry);
-        }
-        loaded
-    }
-
-    fn read(&self, entry: &Entry, here: &Compatibility) -> Result<Arc<Hot>, Unusable> {
         let said = |error: Error| match error {
             Error::NotFound { .. } => Unusable::Ever(text(&error)),
             error if error.is_damage() => Unusable::Ever(text(&error)),
@@ -123,10 +122,10 @@ impl Templates {
         Ok(Arc::new(Hot { memory, state, notes, data_bytes }))
     }
 
-    /// Writes a template. Blocks for as long as that takes.
+    /// Writes a template, in the place of one that is there. Blocks for as long as that takes.
     ///
     /// # Errors
-    /// The disk is full, or refuses; nothing is left.
+    /// The disk is full, or refuses; nothing new is left, and nothing old is lost.
     pub(crate) fn store(
         &self,
         entry: &Entry,
@@ -150,7 +149,7 @@ impl Templates {
         let mut writer = Writer::create(&self.dir, key).map_err(said)?;
         writer.memory_from(&hot.memory).map_err(said)?;
         writer.state(&state).map_err(said)?;
-        writer.finish(description).map_err(said)?;
+        writer.replace(description).map_err(said)?;
         entry.stored();
         self.evict(&key)
     }

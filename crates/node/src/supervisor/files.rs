@@ -1,6 +1,7 @@
 //! The supervisor's files in the pod's directory; see [`super`] for the list.
 
 use super::proto::{Instance, PodNetwork};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -71,6 +72,16 @@ pub fn running_pid(dir: &Path) -> Option<i32> {
         }
         _ => None,
     }
+}
+
+/// Reads what [`write_json`] has written.
+///
+/// # Errors
+/// For people, with the file's path.
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, String> {
+    let read = fs::read(path).map_err(|e| e.to_string());
+    let value = read.and_then(|bytes| serde_json::from_slice(&bytes).map_err(|e| e.to_string()));
+    value.map_err(|e| format!("{}: {e}", path.display()))
 }
 
 /// Writes a file of mode 0600 so that after a crash either the old or the new content is there.

@@ -123,7 +123,7 @@ fn prepare_claim(
     prepared: &mut Prepared,
 ) -> Result<PathBuf, String> {
     let found = setting.objects.claimed(&volume.name)?;
-    let read_only = volume.persistent_volume_claim.as_ref().and_then(|c| c.read_only) == Some(true);
+    let read_only = is_read_only(volume);
     let claimed = Claimed { place: claim::place(&found)?, read_only };
     let path = match &claimed.place {
         Place::Directory { path, ours } => {
@@ -136,13 +136,7 @@ fn prepare_claim(
         }
         Place::Disk { path, .. } | Place::Device { path } if machine => path.clone(),
         Place::Disk { path, fs_type } => {
-            component(&volume.name).map_err(|e| e.to_string())?;
-            let at = setting.dirs.volumes().join(&volume.name);
-            if !at.exists() || !is_mount_point(&at).map_err(|e| e.to_string())? {
-                crate::dirs::private_dir(&at).map_err(|e| format!("{}: {e}", at.display()))?;
-                let mounted = cumulet_container::disk::mount_file(path, fs_type, &at, read_only);
-                mounted.map_err(|e| e.to_string())?;
-            }
+            let at = mount_disk(volume, setting.dirs, (path, fs_type), read_only)?;
             give_to_group(&at, group_of(pod).filter(|_| !read_only), pod)?;
             at
         }
@@ -154,6 +148,27 @@ fn prepare_claim(
     };
     prepared.claims.insert(volume.name.clone(), claimed);
     Ok(path)
+}
+
+/// Mounts a claim's disk below the pod's directory; one that is mounted stays.
+fn mount_disk(
+    volume: &Volume,
+    dirs: &PodDirs,
+    (disk, fs_type): (&Path, &str),
+    read_only: bool,
+) -> Result<PathBuf, String> {
+    component(&volume.name).map_err(|e| e.to_string())?;
+    let at = dirs.volumes().join(&volume.name);
+    if !at.exists() || !is_mount_point(&at).map_err(|e| e.to_string())? {
+        crate::dirs::private_dir(&at).map_err(|e| format!("{}: {e}", at.display()))?;
+        let mounted = cumulet_container::disk::mount_file(disk, fs_type, &at, read_only);
+        mounted.map_err(|e| e.to_string())?;
+    }
+    Ok(at)
+}
+
+fn is_read_only(volume: &Volume) -> bool {
+    volume.persistent_volume_claim.as_ref().and_then(|c| c.read_only) == Some(true)
 }
 
 fn give_to_group(path: &Path, group: Option<u32>, pod: &Pod) -> Result<(), String> {
@@ -189,8 +204,6 @@ fn prepare_one(volume: &Volume, pod: &Pod, setting: Setting<'_>) -> Result<PathB
 /// Mounts what is to be mounted on the host: the pod's emptyDirs of medium Memory, and disks of claims. A supervisor
 /// sees the mounts that exist when it starts, so this comes before it; doing it again is fine.
 pub(crate) fn mount_first(pod: &Pod, dirs: &PodDirs, objects: &dyn Objects) -> Result<(), String> {
-    let facts = PodFacts::default();
-    let setting = Setting { dirs, facts: &facts, objects };
     for volume in pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()) {
         let failed = |e: String| format!("volume \"{}\": {e}", volume.name);
         if let Some(source) = volume.empty_dir.as_ref().filter(|e| e.medium.as_deref() == Some("Memory")) {
@@ -198,8 +211,11 @@ pub(crate) fn mount_first(pod: &Pod, dirs: &PodDirs, objects: &dyn Objects) -> R
             let dir = dirs.volumes().join(&volume.name);
             empty_dir(&dir, source, group_of(pod)).map_err(|e| failed(e.to_string()))?;
         }
-        if is_claim(volume) {
-            prepare_claim(volume, pod, setting, false, &mut Prepared::default()).map_err(failed)?;
+        if is_claim(volume)
+            && let Place::Disk { path, fs_type } =
+                objects.claimed(&volume.name).and_then(|found| claim::place(&found)).map_err(failed)?
+        {
+            mount_disk(volume, dirs, (&path, &fs_type), is_read_only(volume)).map_err(failed)?;
         }
     }
     Ok(())

@@ -152,7 +152,7 @@ impl<R: Read, W: Write> Filter<R, W> {
             if flags & SAME_BLOCK == 0 {
                 self.block = Some(self.name()?);
             }
-            let name = self.block.clone().ok_or_else(|| wrong("a page of no block"))?;
+            let name = self.block.take().ok_or_else(|| wrong("a page of no block"))?;
             let kind = flags & !SAME_BLOCK;
             let kept = name != memory;
             if kept {
@@ -170,6 +170,7 @@ impl<R: Read, W: Write> Filter<R, W> {
             if copied != length {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
+            self.block = Some(name);
         }
     }
 

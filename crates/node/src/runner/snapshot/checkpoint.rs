@@ -6,20 +6,18 @@
 
 use super::{Clone, Way, annotation, hot, identity};
 use crate::runner::machine::Parts;
-use crate::runner::sandbox::{Ordered, blocking};
+use crate::runner::sandbox::blocking;
 use crate::runner::task::PodContext;
-use crate::snapshots::{self, Hot, Origin, Unusable};
-use crate::supervisor::files::{MACHINE, SANDBOX};
+use crate::snapshots::{self, Hot, Origin};
+use crate::supervisor::files::{MACHINE, SANDBOX, read_json};
 use crate::supervisor::proto::{
-    CHECKPOINT_MEMORY, Request, SandboxSpec, TEMPLATE_NOTES, TEMPLATE_STATE, VmSpec,
+    CHECKPOINT_MEMORY, Request, SandboxSpec, TEMPLATE_NOTES, TEMPLATE_STATE, TemplateNotes, VmSpec,
 };
-use crate::vm::text;
 use cumulet_api::{Status, StatusReason};
 use k8s_openapi::api::core::v1::Pod;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::net::Ipv4Addr;
-use std::path::Path;
 use std::sync::Arc;
 
 /// The checkpoint that a pod is to go on from.
@@ -51,10 +49,10 @@ pub(super) async fn way(
              {name}` makes it"
         ));
     }
-    let hot = hot(context, &entry, needs).await.map_err(|error| match error {
-        Unusable::Ever(why) => format!("checkpoint \"{name}\" is removed: {why}"),
-        Unusable::Now(why) => format!("checkpoint \"{name}\" cannot be used: {why}"),
-    })?;
+    // It stays, whatever the reason: nobody but who made it can make it again.
+    let loaded = hot(context, &entry, needs).await;
+    let hot =
+        loaded.map_err(|unusable| format!("checkpoint \"{name}\" cannot be used: {}", unusable.why()))?;
     if hot.notes.made_of.as_ref() != Some(&made_of) {
         return Err(format!(
             "checkpoint \"{name}\" was made of another pod: spec, images, environment and files have to be the same"
@@ -75,14 +73,13 @@ impl PodContext {
             return Err(class(why));
         }
         let file = self.dirs.root.join(SANDBOX);
-        let sandbox = blocking(move || read::<SandboxSpec>(&file)).await.map_err(Status::internal)?;
+        let sandbox = blocking(move || read_json::<SandboxSpec>(&file)).await.map_err(Status::internal)?;
         let Some(running) = sandbox.vm else { return Err(class("it is not a virtual machine".to_owned())) };
         let parts = Parts::collect(self, &pod).await.map_err(Status::internal)?;
         let overhead = BTreeMap::new();
-        let ordered = Ordered { parts, overhead: &overhead };
+        let draft = parts.spec(self, &pod, Ipv4Addr::UNSPECIFIED, &overhead);
         let (made_of, compatibility, objects) =
-            super::described(self, &pod, &ordered).await.map_err(Status::internal)?;
-        let draft = ordered.parts.spec(self, &pod, Ipv4Addr::UNSPECIFIED, &overhead);
+            super::described(self, &pod, &draft, &parts).await.map_err(Status::internal)?;
         if !same_machine(&running, &draft) {
             return Err(class(
                 "the kernel, agent or QEMU of this node is another one since it started".to_owned(),
@@ -102,13 +99,13 @@ impl PodContext {
                 File::open(dir.join(CHECKPOINT_MEMORY)).map_err(|e| format!("{CHECKPOINT_MEMORY}: {e}"))?;
             // It is in the template from now on, and belongs to nobody when that cannot be written.
             let _ = fs::remove_file(dir.join(CHECKPOINT_MEMORY));
-            let mut notes: crate::supervisor::proto::TemplateNotes = read(&dir.join(TEMPLATE_NOTES))?;
+            let mut notes: TemplateNotes = read_json(&dir.join(TEMPLATE_NOTES))?;
             notes.made_of = Some(made_of);
             let hot = Hot { memory, state: dir.join(TEMPLATE_STATE), notes, data_bytes: 0 };
-            // One of the same name is replaced.
-            shared.templates.discard(&into);
-            shared.templates.look(&into);
-            shared.templates.store(&into, &hot, origin, compatibility)
+            shared.templates.store(&into, &hot, origin, compatibility)?;
+            // One of the same name was replaced: nobody goes on from what is in memory of it.
+            into.replaced();
+            Ok(())
         });
         stored.await.map_err(Status::internal)?;
         Ok(entry.key().to_owned())
@@ -117,9 +114,4 @@ impl PodContext {
 
 fn same_machine(running: &VmSpec, draft: &VmSpec) -> bool {
     running.kernel == draft.kernel && running.initramfs == draft.initramfs && running.kvm == draft.kvm
-}
-
-fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, String> {
-    let bytes = fs::read(path).map_err(|e| format!("{}: {e}", path.display()))?;
-    serde_json::from_slice(&bytes).map_err(|e| format!("{}: {}", path.display(), text(&e)))
 }

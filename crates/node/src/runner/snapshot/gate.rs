@@ -7,14 +7,13 @@ use crate::runner::standby;
 use crate::runner::task::PodContext;
 use crate::snapshots::{ANNOTATIONS, Entry, Hot, Origin, Pattern};
 use crate::supervisor::Supervisor;
-use crate::supervisor::files::MACHINE;
-use crate::supervisor::proto::{Request, TEMPLATE_NOTES, TEMPLATE_STATE, TemplateNotes};
+use crate::supervisor::files::{self, MACHINE};
+use crate::supervisor::proto::{Request, TEMPLATE_NOTES, TEMPLATE_STATE};
 use crate::vm::text;
 use cumulet_cluster::events::EventType;
 use cumulet_snapshot_format::Compatibility;
 use k8s_openapi::api::core::v1::PodStatus;
 use std::fs::{self, File};
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::time::timeout;
@@ -164,7 +163,7 @@ async fn make_template(
     let dir = context.dirs.root.join(MACHINE);
     let (shared, key) = (context.shared.clone(), entry.key().to_owned());
     let hot = blocking(move || {
-        let notes = read_notes(&dir.join(TEMPLATE_NOTES))?;
+        let notes = files::read_json(&dir.join(TEMPLATE_NOTES))?;
         let saved = fs::read(dir.join(TEMPLATE_STATE)).map_err(|e| format!("{TEMPLATE_STATE}: {e}"))?;
         let state = shared.templates.put_state(&key, &saved);
         let state = state.map_err(|e| format!("cannot keep the devices' state: {e}"))?;
@@ -191,12 +190,6 @@ pub(in crate::runner) fn go_on(context: &Arc<PodContext>, supervisor: &Arc<Super
             tracing::warn!(uid = context.uid, %error, "a machine that was being saved does not go on");
         }
     });
-}
-
-fn read_notes(path: &Path) -> Result<TemplateNotes, String> {
-    let read = fs::read(path).map_err(|e| e.to_string());
-    let notes = read.and_then(|bytes| serde_json::from_slice(&bytes).map_err(|e| e.to_string()));
-    notes.map_err(|e| format!("{}: {e}", path.display()))
 }
 
 /// Sends the requests that the annotations ask for, one after the other.

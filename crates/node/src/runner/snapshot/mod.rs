@@ -14,7 +14,8 @@ mod identity;
 pub(super) use gate::{Gate, abandon, go_on, publish};
 pub(super) use identity::{identity, restored};
 
-use super::sandbox::{self, Ordered, blocking};
+use super::machine::Parts;
+use super::sandbox::{self, First, Ordered, blocking};
 use super::standby;
 use super::task::PodContext;
 use crate::inputs::ObjectSet;
@@ -98,7 +99,7 @@ pub(super) async fn way(
         let message = "The machine boots without a snapshot: it starts from a disk of its own";
         return Ok(boot(context, "ColdBoot", message));
     }
-    let (key, compatibility, _) = described(context, pod, ordered).await?;
+    let (key, compatibility, _) = described(context, pod, &draft, &ordered.parts).await?;
     if let Some(name) = checkpoint::wanted(pod) {
         return checkpoint::way(context, pod, &name, (key, &compatibility)).await;
     }
@@ -116,8 +117,14 @@ pub(super) async fn way(
         match answer {
             Answer::Use => match hot(context, &entry, &compatibility).await {
                 Ok(hot) => return Ok(Way::Clone(Clone { entry, hot, required: false })),
-                // The look of the next round finds that it is gone.
                 Err(Unusable::Ever(why)) => {
+                    let (shared, from) = (context.shared.clone(), entry.clone());
+                    // The look of the next round finds that it is gone.
+                    blocking(move || {
+                        shared.templates.discard(&from);
+                        Ok(())
+                    })
+                    .await?;
                     let message = format!("Snapshot {} is removed: {why}", entry.short());
                     event(context, EventType::Warning, "SnapshotUnavailable", &message);
                 }
@@ -156,13 +163,13 @@ pub(super) async fn way(
 async fn described(
     context: &Arc<PodContext>,
     pod: &Pod,
-    ordered: &Ordered<'_>,
+    draft: &VmSpec,
+    made_with: &Parts,
 ) -> Result<(String, Compatibility, ObjectSet), String> {
-    let draft = ordered.parts.spec(context, pod, Ipv4Addr::UNSPECIFIED, ordered.overhead);
     let objects = context.shared.inputs.collect(pod).await;
     let images = context.live().images.clone();
-    let parts = snapshots::parts(pod, &draft, &images, &context.facts(), &objects)?;
-    let compatibility = snapshots::compatibility(&draft, &ordered.parts.host().kernel_name);
+    let parts = snapshots::parts(pod, draft, &images, &context.facts(), &objects)?;
+    let compatibility = snapshots::compatibility(draft, &made_with.host().kernel_name);
     Ok((snapshots::digest(&parts), compatibility, objects))
 }
 
@@ -262,13 +269,7 @@ pub(super) async fn start_clone(
             vm.memory = VmMemory::Clone { state: hot.state.clone(), notes: hot.notes.clone() };
             spec.vm = Some(Box::new(vm));
             context.live().supervisor = Some(standby.supervisor.clone());
-            let files = sandbox::files(
-                context,
-                pod,
-                hostname,
-                &ips,
-                (true, None, crate::inputs::ObjectSet::default()),
-            );
+            let files = sandbox::files(context, pod, hostname, &ips, First::Machine(None));
             let given = standby::give(context, &standby, &spec, files).await;
             context.placed.send_replace(true);
             match given {

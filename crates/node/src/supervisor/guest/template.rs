@@ -30,6 +30,12 @@ pub(super) type SaveOrder = oneshot::Sender<Result<(), String>>;
 /// An order to go on, and who waits for it.
 pub(super) type ContinueOrder = (IdentityParts, oneshot::Sender<Result<(), String>>);
 
+/// What came of an order; without an answer the machine has ended.
+async fn outcome(receiver: oneshot::Receiver<Result<(), String>>, reason: &str) -> Reply {
+    let ended = |_| Err("the machine has ended".to_owned());
+    receiver.await.unwrap_or_else(ended).map_or_else(|why| refuse(reason, why), |()| Reply::Ok)
+}
+
 impl Machine {
     /// [`crate::supervisor::proto::Request::SaveTemplate`].
     pub(in crate::supervisor) async fn save_template(&self) -> Reply {
@@ -42,11 +48,7 @@ impl Machine {
         let (sender, receiver) = oneshot::channel();
         self.orders.save.borrow_mut().replace(sender);
         self.orders.told.notify_one();
-        match receiver.await {
-            Ok(Ok(())) => Reply::Ok,
-            Ok(Err(why)) => refuse("SnapshotFailed", why),
-            Err(_) => refuse("SnapshotFailed", "the machine has ended"),
-        }
+        outcome(receiver, "SnapshotFailed").await
     }
 
     /// [`crate::supervisor::proto::Request::Checkpoint`].
@@ -64,11 +66,7 @@ impl Machine {
         let (sender, receiver) = oneshot::channel();
         self.orders.checkpoint.borrow_mut().replace((parts, sender));
         self.orders.told.notify_one();
-        match receiver.await {
-            Ok(Ok(())) => Reply::Ok,
-            Ok(Err(why)) => refuse("SnapshotFailed", why),
-            Err(_) => refuse("SnapshotFailed", "the machine has ended"),
-        }
+        outcome(receiver, "SnapshotFailed").await
     }
 
     /// [`crate::supervisor::proto::Request::Continue`].
@@ -80,11 +78,7 @@ impl Machine {
         let (sender, receiver) = oneshot::channel();
         self.orders.go_on.borrow_mut().replace((parts, sender));
         self.orders.told.notify_one();
-        match receiver.await {
-            Ok(Ok(())) => Reply::Ok,
-            Ok(Err(why)) => refuse("RestoreFailed", why),
-            Err(_) => refuse("RestoreFailed", "the machine has ended"),
-        }
+        outcome(receiver, "RestoreFailed").await
     }
 
     /// Waits for the order to save and carries it out. Returns when the machine is saved and paused, with who is to be
@@ -100,6 +94,10 @@ impl Machine {
                     self.copy_memory(qemu).await
                 };
                 let result = timeout(SAVE, saved).await.unwrap_or_else(|_| late());
+                if result.is_err() {
+                    // Nobody is going to fetch it, and it is as large as the guest. There may be none.
+                    let _ = std::fs::remove_file(self.record.dir.join(MACHINE).join(CHECKPOINT_MEMORY));
+                }
                 qemu.resume().await;
                 if let Err(why) = self.be_again(link, &parts).await {
                     tracing::warn!(why, "the machine was saved and does not go on as it should");

@@ -20,11 +20,11 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 /// What a key of a queue must be able to do.
-pub(crate) trait QueueKey: Clone + Eq + Ord + Hash + Send + Sync + std::fmt::Debug + 'static {}
+pub trait QueueKey: Clone + Eq + Ord + Hash + Send + Sync + std::fmt::Debug + 'static {}
 impl<K: Clone + Eq + Ord + Hash + Send + Sync + std::fmt::Debug + 'static> QueueKey for K {}
 
 /// The queue; shared between observers, which add, and one driver, which takes.
-pub(crate) struct Queue<K> {
+pub struct Queue<K> {
     state: Mutex<State<K>>,
     wake: Notify,
 }
@@ -40,7 +40,8 @@ struct State<K> {
 }
 
 impl<K: QueueKey> Queue<K> {
-    pub(crate) fn new() -> Self {
+    /// An empty queue.
+    pub fn new() -> Self {
         let state = State {
             ready: VecDeque::new(),
             queued: HashSet::new(),
@@ -54,20 +55,20 @@ impl<K: QueueKey> Queue<K> {
     }
 
     /// Asks for a pass over `key` as soon as possible.
-    pub(crate) fn add(&self, key: K) {
+    pub fn add(&self, key: K) {
         self.lock().add(key);
         self.wake.notify_one();
     }
 
     /// Asks for a pass over `key` not later than in `delay`. Only the earliest of several such wishes counts.
-    pub(crate) fn add_after(&self, key: K, delay: Duration) {
+    pub fn add_after(&self, key: K, delay: Duration) {
         self.lock().add_at(key, Instant::now() + delay);
         self.wake.notify_one();
     }
 
     /// The next key; its pass must end with [`Queue::done`]. For one caller at a time. Cancel-safe: a key is only
     /// taken in the moment in which it is returned.
-    pub(crate) async fn next(&self) -> K {
+    pub async fn next(&self) -> K {
         loop {
             let (key, earliest) = self.lock().take(Instant::now());
             match (key, earliest) {
@@ -84,7 +85,7 @@ impl<K: QueueKey> Queue<K> {
     }
 
     /// Ends the pass over `key`.
-    pub(crate) fn done(&self, key: &K) {
+    pub fn done(&self, key: &K) {
         let mut state = self.lock();
         state.running.remove(key);
         if state.dirty.remove(key) {
@@ -95,7 +96,7 @@ impl<K: QueueKey> Queue<K> {
     }
 
     /// Counts a failure of `key` and returns how many there were in a row.
-    pub(crate) fn failed(&self, key: &K) -> u32 {
+    pub fn failed(&self, key: &K) -> u32 {
         let mut state = self.lock();
         let failures = state.failures.entry(key.clone()).or_insert(0);
         *failures = failures.saturating_add(1);
@@ -103,12 +104,12 @@ impl<K: QueueKey> Queue<K> {
     }
 
     /// Forgets the failures of `key`.
-    pub(crate) fn succeeded(&self, key: &K) {
+    pub fn succeeded(&self, key: &K) {
         self.lock().failures.remove(key);
     }
 
     /// Keys that are ready or running.
-    pub(crate) fn depth(&self) -> usize {
+    pub fn depth(&self) -> usize {
         let state = self.lock();
         state.ready.len() + state.running.len()
     }
@@ -116,6 +117,12 @@ impl<K: QueueKey> Queue<K> {
     fn lock(&self) -> MutexGuard<'_, State<K>> {
         // No code in this module can panic half-way through a change.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<K: QueueKey> Default for Queue<K> {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
