@@ -1,7 +1,7 @@
 //! State of one container of a pod, over all its instances.
 
 use crate::backoff::Backoff;
-use crate::digest::{ContainerDigest, RestartPolicy, Role};
+use crate::digest::{ContainerDigest, ProbeRule, RestartPolicy, Role};
 use crate::event::ProbeKind;
 use crate::probe::ProbeLife;
 use jiff::{SignedDuration, Timestamp};
@@ -238,6 +238,14 @@ impl ContainerLife {
             self.crash_loop = (pause > SignedDuration::ZERO).then_some(pause);
         }
         true
+    }
+
+    /// The program had started before it was saved: it has done what startup probes and initial delays wait for.
+    /// Whether it is ready as who it is now is asked at once.
+    pub(crate) fn skip_startup(&mut self, digest: &ContainerDigest, at: Timestamp) {
+        self.started = true;
+        let at_once = |rule| ProbeRule { initial_delay: SignedDuration::ZERO, ..rule };
+        self.readiness = digest.readiness.map(|rule| ProbeLife::new(at_once(rule), true, at, at));
     }
 
     /// Forgets what only holds while an instance runs.

@@ -70,6 +70,8 @@ pub enum Event {
         id: String,
         /// When.
         at: Timestamp,
+        /// It goes on from a memory snapshot, in which its program had started.
+        restored: bool,
     },
     /// Instance `attempt` was not made; the number is free again.
     StartFailed {

@@ -192,14 +192,16 @@ impl PodLife {
     pub(crate) fn on_started(
         &mut self,
         container: &str,
-        attempt: u32,
-        id: String,
-        at: Timestamp,
+        (attempt, id, at): (u32, String, Timestamp),
+        restored: bool,
         fx: &mut Vec<Effect>,
     ) {
         let Some((digest, life)) = self.find_mut(container) else { return };
         if !life.on_started(digest, attempt, id, at) {
             return;
+        }
+        if restored {
+            life.skip_startup(digest, at);
         }
         fx.push(normal(Some(container), "Created", format!("Created container: {container}")));
         fx.push(normal(Some(container), "Started", format!("Started container {container}")));

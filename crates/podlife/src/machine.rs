@@ -170,8 +170,8 @@ impl PodLife {
             Event::SandboxReady { .. } | Event::SandboxFailed { .. } => self.on_sandbox(event, now, fx),
             Event::SandboxLost { ended } => self.on_sandbox_lost(&ended, now, fx),
             Event::SandboxDestroyed => self.on_sandbox_destroyed(now),
-            Event::ContainerStarted { container, attempt, id, at } => {
-                self.on_started(&container, attempt, id, at, fx);
+            Event::ContainerStarted { container, attempt, id, at, restored } => {
+                self.on_started(&container, (attempt, id, at), restored, fx);
             }
             Event::StartFailed { container, attempt, reason, message } => {
                 self.on_start_failed(&container, attempt, (reason, message), now, fx);

@@ -18,6 +18,8 @@ struct Sim {
     owed: Vec<Effect>,
     running: BTreeMap<String, u32>,
     starts: Vec<(String, u32)>,
+    /// The next start goes on from a snapshot.
+    restored: bool,
     events: Vec<(String, String)>,
     status: PodStatus,
     signals: Vec<(String, bool)>,
@@ -67,6 +69,7 @@ impl Sim {
             owed: Vec::new(),
             running,
             starts: Vec::new(),
+            restored: false,
             events: Vec::new(),
             status: PodStatus::default(),
             signals: Vec::new(),
@@ -161,7 +164,8 @@ impl Sim {
             Effect::CreateSandbox => Event::SandboxReady { ips: vec!["10.86.0.2".into()] },
             Effect::StartContainer { container, attempt } => {
                 self.running.insert(container.clone(), attempt);
-                Event::ContainerStarted { container, attempt, id: "c0".into(), at: now }
+                let restored = std::mem::take(&mut self.restored);
+                Event::ContainerStarted { container, attempt, id: "c0".into(), at: now, restored }
             }
             Effect::RunHook { container, attempt, hook, .. } => {
                 Event::HookFinished { container, attempt, hook, failure: None }
@@ -391,6 +395,23 @@ fn startup_gates_readiness() {
     sim.settle();
     assert_eq!(sim.status.container_statuses.as_ref().unwrap()[0].started, Some(true));
     assert_eq!(sim.condition("Ready"), "True");
+}
+
+#[test]
+fn what_goes_on_from_a_snapshot_has_started() {
+    let spec = json!({"containers": [{"name": "a", "image": "x", "startupProbe": {"initialDelaySeconds": 60},
+        "readinessProbe": {"initialDelaySeconds": 30}}]});
+    let mut sim = Sim::new(spec);
+    sim.restored = true;
+    sim.settle();
+    assert_eq!(sim.status.container_statuses.as_ref().unwrap()[0].started, Some(true));
+    assert_eq!(sim.condition("Ready"), "True", "its readiness was asked for at once");
+    // The next instance boots.
+    sim.end("a", 1);
+    sim.settle();
+    assert_eq!(sim.starts.len(), 2);
+    assert_eq!(sim.status.container_statuses.as_ref().unwrap()[0].started, Some(false));
+    assert_eq!(sim.condition("Ready"), "False");
 }
 
 #[test]

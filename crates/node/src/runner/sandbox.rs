@@ -264,8 +264,9 @@ pub(super) fn pump(
 fn told(container: String, instance: Instance) -> Event {
     let attempt = instance.attempt;
     match instance.state {
-        InstanceState::Running { started_at_us, .. } => {
-            Event::ContainerStarted { container, attempt, id: instance.id, at: moment(started_at_us) }
+        InstanceState::Running { started_at_us, restored, .. } => {
+            let at = moment(started_at_us);
+            Event::ContainerStarted { container, attempt, id: instance.id, at, restored }
         }
         InstanceState::Ended(ended) => Event::ContainerEnded { container, attempt, ended: ended_of(ended) },
     }

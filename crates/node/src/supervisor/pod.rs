@@ -138,7 +138,7 @@ impl Pod {
         });
         let pumps: Vec<_> = sources.into_iter().map(|(from, channel)| live.pump(from, channel)).collect();
         self.live.borrow_mut().insert(order.name.clone(), live.clone());
-        let running = InstanceState::Running { started_at_us: live.started_at_us, pid };
+        let running = InstanceState::Running { started_at_us: live.started_at_us, pid, restored: false };
         self.record.put(&order.name, order.attempt, id.to_owned(), running);
         let words = LastWords {
             file: message_source(&live.spec.mounts, &order.termination_message_path),

@@ -190,6 +190,9 @@ pub enum InstanceState {
         started_at_us: i64,
         /// Process id on the host.
         pid: i32,
+        /// It goes on from a memory snapshot.
+        #[serde(default)]
+        restored: bool,
     },
     /// It ended, or never started.
     Ended(Ended),

@@ -137,7 +137,7 @@ impl DiskMachine {
             stopping: Cell::new(false),
         });
         *self.live.borrow_mut() = Some(live.clone());
-        let running = InstanceState::Running { started_at_us: live.started_at_us, pid: 0 };
+        let running = InstanceState::Running { started_at_us: live.started_at_us, pid: 0, restored: false };
         self.record.put(&order.name, order.attempt, id, running);
         // Ends with the machine.
         tokio::task::spawn_local(self.clone().watch(live, console));

@@ -232,7 +232,7 @@ impl Machine {
                 self.bases.borrow_mut().insert(order.name.clone(), (order.attempt, of.attempt));
                 let stream = clone.streams.borrow_mut().remove(&order.name);
                 match stream {
-                    Some(opened) => self.started(order, id, &link, opened),
+                    Some(opened) => self.started(order, id, &link, opened, true),
                     None => self.record.put(&order.name, order.attempt, id.clone(), completed(id)),
                 }
                 Ok(())

@@ -241,7 +241,7 @@ impl Machine {
         let start = order::guest_order(order, parts, &id, (opened.stream, attempt))
             .map_err(|error| refuse(error.reason(), error))?;
         match link.request(Request::Start(Box::new(start))).await {
-            Ok(_) => self.started(order, id, &link, opened),
+            Ok(_) => self.started(order, id, &link, opened, false),
             Err(error) => {
                 link.forget(opened.stream);
                 return Err(self.refused(order, id, error));
@@ -263,8 +263,15 @@ impl Machine {
         }
     }
 
-    /// Registers a container that runs.
-    fn started(self: &Rc<Self>, order: &ContainerStart, id: String, link: &Rc<Link>, opened: Opened) {
+    /// Registers a container that runs, or has gone on.
+    fn started(
+        self: &Rc<Self>,
+        order: &ContainerStart,
+        id: String,
+        link: &Rc<Link>,
+        opened: Opened,
+        restored: bool,
+    ) {
         let live = Rc::new(Live {
             attempt: order.attempt,
             id: id.clone(),
@@ -278,7 +285,7 @@ impl Machine {
         let pumps = live.pumps(link, opened.output);
         self.live.borrow_mut().insert(order.name.clone(), live.clone());
         // The process that is the container on the host is the machine; its number is of no use.
-        let running = InstanceState::Running { started_at_us: live.started_at_us, pid: 0 };
+        let running = InstanceState::Running { started_at_us: live.started_at_us, pid: 0, restored };
         self.record.put(&order.name, order.attempt, id, running);
         let (machine, name, from_logs) =
             (self.clone(), order.name.clone(), order.termination_message_from_logs);
