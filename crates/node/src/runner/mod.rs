@@ -65,7 +65,7 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// Waits until no sandbox is being made.
+    /// Waits until no sandbox is being made, and no clone gives its first answers.
     pub(super) async fn quiet(&self) {
         // The sender lives in `self`.
         let _ = self.starting.subscribe().wait_for(|count| *count == 0).await;

@@ -19,7 +19,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 /// Makes the sandbox and reports what came of it.
@@ -42,17 +42,35 @@ pub(super) async fn create(context: Arc<PodContext>) {
     }
 }
 
-/// Counts a sandbox that is being made.
-struct Starting<'a>(&'a Shared);
+/// How long a clone's first answers take the processors from what is done behind the pods' backs, at most.
+const FIRST_ANSWERS: Duration = Duration::from_secs(5);
 
-impl<'a> Starting<'a> {
-    fn new(shared: &'a Shared) -> Self {
+/// Counts a pod that is starting.
+struct Starting(Arc<Shared>);
+
+impl Starting {
+    fn new(shared: &Arc<Shared>) -> Self {
         shared.starting.send_modify(|count| *count += 1);
-        Self(shared)
+        Self(shared.clone())
+    }
+
+    /// Goes on counting until the pod is ready, or it has taken long.
+    fn until_ready(self, context: &Arc<PodContext>) {
+        let context = context.clone();
+        // Ends by itself.
+        tokio::spawn(async move {
+            let ready = async {
+                // The sender lives in the context.
+                let _ = context.ready.subscribe().wait_for(|ready| *ready).await;
+                Ok(())
+            };
+            let _ = tokio::time::timeout(FIRST_ANSWERS, context.unless_deleted(ready)).await;
+            drop(self);
+        });
     }
 }
 
-impl Drop for Starting<'_> {
+impl Drop for Starting {
     fn drop(&mut self) {
         self.0.starting.send_modify(|count| *count -= 1);
     }
@@ -76,10 +94,13 @@ async fn make(context: &Arc<PodContext>, pod: &Arc<Pod>, kind: &Kind) -> Result<
         false => Way::Boot,
     };
     // Not before: who waits for a template starts nothing.
-    let _starting = Starting::new(&context.shared);
+    let starting = Starting::new(&context.shared);
     if let Way::Clone(clone) = &way {
         match Box::pin(snapshot::start_clone(context, pod, &ordered, clone)).await {
-            Ok(ips) => return Ok(ips),
+            Ok(ips) => {
+                starting.until_ready(context);
+                return Ok(ips);
+            }
             Err(message) if context.is_going() || !clone.or_boot() => return Err(message),
             Err(message) => {
                 snapshot::unusable(context, clone, &message);

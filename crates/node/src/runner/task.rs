@@ -40,6 +40,8 @@ pub(crate) struct PodContext {
     pub(crate) news: Notify,
     /// Holds back that the pod is ready while it becomes a template.
     pub(super) gate: Gate,
+    /// The newest status says that the pod is ready, whether or not it was told.
+    pub(super) ready: watch::Sender<bool>,
     /// The pod's directory is there, and is going to be the pod's.
     pub(super) placed: watch::Sender<bool>,
     /// Cancelled when the pod is being deleted, or gone from the API.
@@ -84,6 +86,7 @@ impl PodContext {
         };
         let dirs = shared.dirs.pod(&namespace, &name, &uid)?;
         Ok(Self {
+            ready: watch::Sender::new(false),
             placed: watch::Sender::new(dirs.root.exists()),
             dirs,
             gate: Gate::default(),

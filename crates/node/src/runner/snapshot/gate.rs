@@ -65,6 +65,7 @@ pub(in crate::runner) fn abandon(context: &PodContext) {
 
 /// Publishes a status, unless it says that the pod is ready and the pod is to become a template first.
 pub(in crate::runner) fn publish(context: &Arc<PodContext>, status: PodStatus) {
+    context.ready.send_replace(is_ready(&status));
     let mut gate = context.gate.lock();
     let Some(building) = gate.as_mut() else {
         drop(gate);
