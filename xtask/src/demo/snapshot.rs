@@ -10,8 +10,7 @@ use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -22,6 +21,10 @@ const PODS: &str = "--selector=app=petclinic-snapshot";
 const ADDRESS: &str = "127.0.0.1:30084";
 /// In software emulation on a busy machine.
 const COLD_BOOT: Duration = Duration::from_secs(900);
+/// The client goes on until it has asked so often, for every replica to have its share.
+const REQUESTS: u32 = 100;
+/// And at most so long after the last replica is Ready.
+const LAST_REQUESTS: Duration = Duration::from_secs(60);
 /// Columns of the longest bar.
 const WIDTH: usize = 60;
 
@@ -45,7 +48,7 @@ pub(super) fn show(state: &Path) -> anyhow::Result<()> {
         kubectl(state, &["rollout", "status", DEPLOYMENT, "--timeout=120s"])?;
         scaled.push((replicas, start.elapsed()));
     }
-    let (answers, failures) = client.stop()?;
+    let (answers, failures) = client.stop();
     kubectl(state, &["get", "pods", PODS, "-o", "wide"])?;
     let addresses: BTreeSet<String> =
         ask(state, &["get", "pods", PODS, "-o", "jsonpath={.items[*].status.podIP}"])?
@@ -91,31 +94,30 @@ fn restored(state: &Path) -> anyhow::Result<Vec<f64>> {
     Ok(all)
 }
 
-/// Asks the Service, one request after the other, until it is stopped.
-struct Client {
-    stop: Arc<AtomicBool>,
-    answers: Arc<AtomicU64>,
-    failures: Arc<AtomicU64>,
-    thread: thread::JoinHandle<()>,
-}
+/// Asks the Service, one request after the other, as long as somebody wants to know.
+struct Client(mpsc::Receiver<bool>);
 
 impl Client {
     fn start() -> Self {
-        let (stop, answers, failures) = <(Arc<AtomicBool>, Arc<AtomicU64>, Arc<AtomicU64>)>::default();
-        let (ended, good, bad) = (stop.clone(), answers.clone(), failures.clone());
-        let thread = thread::spawn(move || {
-            while !ended.load(Ordering::Relaxed) {
-                let count = if get().is_ok() { &good } else { &bad };
-                count.fetch_add(1, Ordering::Relaxed);
-            }
-        });
-        Self { stop, answers, failures, thread }
+        let (told, answers) = mpsc::channel();
+        // Ends with the receiver.
+        thread::spawn(move || while told.send(get().is_ok()).is_ok() {});
+        Self(answers)
     }
 
-    fn stop(self) -> anyhow::Result<(u64, u64)> {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().ok().context("the client panicked")?;
-        Ok((self.answers.load(Ordering::Relaxed), self.failures.load(Ordering::Relaxed)))
+    /// How many requests were answered and how many failed, when there are enough of them or time is up.
+    fn stop(self) -> (u32, u32) {
+        let until = Instant::now() + LAST_REQUESTS;
+        let (mut good, mut bad) = (0, 0);
+        while good + bad < REQUESTS
+            && let Ok(answered) = self.0.recv_timeout(until.saturating_duration_since(Instant::now()))
+        {
+            *(if answered { &mut good } else { &mut bad }) += 1;
+        }
+        for answered in self.0.try_iter() {
+            *(if answered { &mut good } else { &mut bad }) += 1;
+        }
+        (good, bad)
     }
 }
 
@@ -132,7 +134,7 @@ fn report(
     cold: Duration,
     starts: &[f64],
     scaled: &[(u32, Duration)],
-    (answers, failures): (u64, u64),
+    (answers, failures): (u32, u32),
     addresses: usize,
 ) -> anyhow::Result<()> {
     let median = *starts.get(starts.len() / 2).context("no replica was restored")?;
@@ -145,7 +147,7 @@ fn report(
         println!("  {what:<58} {:>9.1} s", time.as_secs_f64());
         before = *replicas;
     }
-    println!("  {:<58} {answers:>9} ", "requests answered meanwhile");
+    println!("  {:<58} {answers:>9} ", "requests answered, meanwhile and after");
     println!("  {:<58} {failures:>9} ", "requests failed");
     println!("  {:<58} {addresses:>9} ", "different addresses");
     println!("\nTime to start, logarithmic:");
