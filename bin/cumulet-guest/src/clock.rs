@@ -7,6 +7,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// A clock that is right up to this, in microseconds, is left alone, so that it need not go back.
 const TOLERANCE_US: i64 = 2_000;
 
+/// Looks at both clocks, to be sure of one that was not interrupted.
+const LOOKS: u32 = 8;
+
 /// Microseconds since the epoch.
 pub(crate) fn now_us() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -20,12 +23,26 @@ pub(crate) fn monotonic_us() -> u64 {
 
 /// Sets the clock to the host's, which it was at a moment of the monotonic clock, or is now.
 pub(crate) fn set(us: i64, at_us: Option<u64>) -> Result<(), Error> {
-    let since = at_us.map_or(0, |at| monotonic_us().saturating_sub(at));
-    let us = us.saturating_add_unsigned(since);
-    if now_us().abs_diff(us) <= TOLERANCE_US.unsigned_abs() {
+    let at = at_us.unwrap_or_else(monotonic_us);
+    let off = us.saturating_sub_unsigned(at).saturating_sub(ahead_us());
+    if off.abs() <= TOLERANCE_US {
         return Ok(());
     }
-    sys::set_clock(us).doing(|| "set the clock".to_owned())
+    // By a difference, not to a time: before a time is set it can be another one, as the host may let the processor
+    // stand still at any moment.
+    sys::shift_clock(off).doing(|| "set the clock".to_owned())
+}
+
+/// How far the wall clock is ahead of the monotonic one.
+fn ahead_us() -> i64 {
+    let look = |_| {
+        let before = monotonic_us();
+        let wall = now_us();
+        let took = monotonic_us().saturating_sub(before);
+        (took, wall.saturating_sub_unsigned(before + took / 2))
+    };
+    // The look that was interrupted least.
+    (0..LOOKS).map(look).min().map_or(0, |(_, ahead)| ahead)
 }
 
 /// Microseconds since the kernel began.

@@ -97,11 +97,15 @@ pub(crate) fn set_mount_attributes(mount: BorrowedFd<'_>, set: u64, recursive: b
     check(result).map(drop)
 }
 
-/// Sets the wall clock.
-pub(crate) fn set_clock(us: i64) -> io::Result<()> {
-    let time = libc::timespec { tv_sec: us.div_euclid(1_000_000), tv_nsec: us.rem_euclid(1_000_000) * 1000 };
-    // SAFETY: a valid timespec. JUSTIFICATION: see above.
-    check(unsafe { libc::clock_settime(libc::CLOCK_REALTIME, &raw const time) }.into()).map(drop)
+/// Moves the wall clock by so many microseconds, at once.
+pub(crate) fn shift_clock(us: i64) -> io::Result<()> {
+    // SAFETY: all zero is a valid timex. JUSTIFICATION: see above.
+    let mut change: libc::timex = unsafe { std::mem::zeroed() };
+    // Without ADJ_NANO the fraction is in microseconds.
+    change.modes = libc::ADJ_SETOFFSET;
+    change.time = libc::timeval { tv_sec: us.div_euclid(1_000_000), tv_usec: us.rem_euclid(1_000_000) };
+    // SAFETY: `change` outlives the call. JUSTIFICATION: see above.
+    check(unsafe { libc::clock_adjtime(libc::CLOCK_REALTIME, &raw mut change) }.into()).map(drop)
 }
 
 /// The monotonic clock.

@@ -36,11 +36,12 @@ pub(super) const IDENTITY_FAILED: &str = "IdentityFailed";
 /// for emulation on one that has too much to do.
 const PHASE: Duration = Duration::from_secs(10);
 
-/// A question for the guest's clock that took no longer is good enough.
+/// A question for the guest's clock that took no longer is good enough: it is wrong by half of it at most.
 const CLOCK_GOOD_US: i64 = 20_000;
-/// Most such questions: on a machine that has too much to do each may take long, and one that took 100 ms may be wrong
-/// by half of it.
-const CLOCK_QUESTIONS: u32 = 8;
+/// So much longer is good enough with every further question: on a machine that has too much to do each takes long.
+const CLOCK_PATIENCE_US: i64 = 4_000;
+/// Most such questions. The last is good enough with 96 ms.
+const CLOCK_QUESTIONS: u8 = 20;
 
 /// The share of the processors that a cgroup begins with, in the units of version 1.
 const SHARES: u64 = 1024;
@@ -281,14 +282,15 @@ async fn on_time(link: &Link, identity: &mut Identity) {
 /// What time it was at a moment of the guest's own clock: in the middle between a question and its answer.
 async fn clock(link: &Link) -> Option<(i64, u64)> {
     let mut best: Option<(i64, i64, u64)> = None;
-    for _ in 0..CLOCK_QUESTIONS {
+    for question in 0..CLOCK_QUESTIONS {
         let asked = now_us();
         let Ok(message::Reply::Clock { monotonic_us }) = link.request(Request::Clock).await else { break };
         let took = now_us() - asked;
         if best.is_none_or(|(least, ..)| took < least) {
             best = Some((took, asked + took / 2, monotonic_us));
         }
-        if took <= CLOCK_GOOD_US {
+        let good_us = CLOCK_GOOD_US + i64::from(question) * CLOCK_PATIENCE_US;
+        if best.is_some_and(|(least, ..)| least <= good_us) {
             break;
         }
     }
