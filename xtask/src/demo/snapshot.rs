@@ -22,7 +22,7 @@ const ADDRESS: &str = "127.0.0.1:30084";
 /// In software emulation on a busy machine.
 const COLD_BOOT: Duration = Duration::from_secs(900);
 /// The client goes on until it has asked so often, for every replica to have its share.
-const REQUESTS: u32 = 100;
+const REQUESTS: usize = 100;
 /// And at most so long after the last replica is Ready.
 const LAST_REQUESTS: Duration = Duration::from_secs(60);
 /// Columns of the longest bar.
@@ -106,18 +106,16 @@ impl Client {
     }
 
     /// How many requests were answered and how many failed, when there are enough of them or time is up.
-    fn stop(self) -> (u32, u32) {
+    fn stop(self) -> (usize, usize) {
         let until = Instant::now() + LAST_REQUESTS;
-        let (mut good, mut bad) = (0, 0);
-        while good + bad < REQUESTS
+        let mut asked: Vec<bool> = self.0.try_iter().collect();
+        while asked.len() < REQUESTS
             && let Ok(answered) = self.0.recv_timeout(until.saturating_duration_since(Instant::now()))
         {
-            *(if answered { &mut good } else { &mut bad }) += 1;
+            asked.push(answered);
         }
-        for answered in self.0.try_iter() {
-            *(if answered { &mut good } else { &mut bad }) += 1;
-        }
-        (good, bad)
+        let answered = asked.iter().filter(|answered| **answered).count();
+        (answered, asked.len() - answered)
     }
 }
 
@@ -134,7 +132,7 @@ fn report(
     cold: Duration,
     starts: &[f64],
     scaled: &[(u32, Duration)],
-    (answers, failures): (u32, u32),
+    (answers, failures): (usize, usize),
     addresses: usize,
 ) -> anyhow::Result<()> {
     let median = *starts.get(starts.len() / 2).context("no replica was restored")?;

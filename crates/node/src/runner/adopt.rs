@@ -106,7 +106,7 @@ async fn inspect(shared: &Shared, uid: &str) -> FoundPod {
 
 /// What the pod of a directory was made as.
 fn sandbox_of(dir: &Path) -> Option<SandboxSpec> {
-    serde_json::from_slice(&std::fs::read(dir.join(files::SANDBOX)).ok()?).ok()
+    files::read_json(&dir.join(files::SANDBOX)).ok()
 }
 
 fn kind_of(sandbox: &SandboxSpec) -> Kind {

@@ -146,14 +146,9 @@ impl Entry {
         self.stored.load(Ordering::Acquire)
     }
 
-    /// Another one lies on the disk in its place: what is in memory is started from no more.
-    pub(crate) fn replaced(&self) {
-        self.removed();
-        self.found();
-    }
-
-    /// It was removed from the disk. Clones that run keep what they have.
-    fn removed(&self) {
+    /// What is in memory does not lie on the disk any more: it was removed there, or replaced, which the next look finds.
+    /// Clones that run keep what they have.
+    pub(crate) fn removed(&self) {
         self.stored.store(false, Ordering::Release);
         self.life().removed();
         *self.slot() = None;

@@ -52,8 +52,7 @@ fn supervise(dir: &Path) -> Result<(), Failure> {
     detach()?;
     let mut dir = fs::canonicalize(dir)?;
     let _lock = lock(&dir)?;
-    let mut sandbox: SandboxSpec = serde_json::from_slice(&fs::read(dir.join(files::SANDBOX))?)
-        .map_err(|e| format!("{}: {e}", files::SANDBOX))?;
+    let mut sandbox: SandboxSpec = files::read_json(&dir.join(files::SANDBOX))?;
     let memory = template_memory(&sandbox)?;
     let held = File::open(&dir)?;
     if sandbox.standby {

@@ -102,10 +102,10 @@ impl PodContext {
             let mut notes: TemplateNotes = read_json(&dir.join(TEMPLATE_NOTES))?;
             notes.made_of = Some(made_of);
             let hot = Hot { memory, state: dir.join(TEMPLATE_STATE), notes, data_bytes: 0 };
-            shared.templates.store(&into, &hot, origin, compatibility)?;
-            // One of the same name was replaced: nobody goes on from what is in memory of it.
-            into.replaced();
-            Ok(())
+            let stored = shared.templates.store(&into, &hot, origin, compatibility);
+            // Nobody goes on from what is in memory of an earlier one of the same name.
+            into.removed();
+            stored
         });
         stored.await.map_err(Status::internal)?;
         Ok(entry.key().to_owned())
